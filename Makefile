@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXECUTED := build/quickstart.ipynb
+
+.PHONY: setup demo test test-gpu lint lab bench clean
+
+setup: $(STAMP)
+
+# torch is pinned: an open range would take the registry's newest build with several GB of CUDA packages.
+$(STAMP): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c .ci/constraints.txt torch
+	$(BIN)/pip install --quiet -c .ci/constraints.txt --editable .[notebook] --group demo --group test --group lint
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python notebooks/run.py notebooks/quickstart.ipynb $(EXECUTED)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,93 @@
+"""Distributed PyTorch inside a Jupyter notebook, cell by cell.
+
+`%load_ext nbsync` brings the magics. The names below load their modules (and torch) only when they are used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
+    from nbsync.errors import (
+        BarrierTimeout,
+        Interrupted,
+        MainProcessFailed,
+        NbsyncError,
+        NoSession,
+        RankBusy,
+        RunTimeout,
+        StartError,
+        TransferError,
+        UsageError,
+        WorkerDied,
+        WorkerError,
+    )
+    from nbsync.kernel.current import session
+    from nbsync.kernel.launcher import notebook_launcher
+    from nbsync.kernel.session import Session
+    from nbsync.worker.world import World
+
+__all__ = [
+    "BarrierTimeout",
+    "Interrupted",
+    "MainProcessFailed",
+    "NbsyncError",
+    "NoSession",
+    "RankBusy",
+    "RunTimeout",
+    "Session",
+    "StartError",
+    "TransferError",
+    "UsageError",
+    "WorkerDied",
+    "WorkerError",
+    "World",
+    "notebook_launcher",
+    "session",
+    "tqdm",
+]
+
+_HOMES = {
+    "Session": "nbsync.kernel.session",
+    "World": "nbsync.worker.world",
+    "notebook_launcher": "nbsync.kernel.launcher",
+    "session": "nbsync.kernel.current",
+    "tqdm": "tqdm.auto",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'nbsync' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "nbsync.errors")), name)
+    if name in ("Session", "notebook_launcher", "session"):
+        _show_in_notebook()
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _show_in_notebook() -> None:
+    """Where IPython runs, the workers' output goes there, also without `%load_ext nbsync`."""
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        import_module("nbsync.notebook.outlet").install()
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext nbsync`"""
+    import_module("nbsync.notebook.magics").register(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext nbsync`: the magics go, and the workers with them."""
+    import_module("nbsync.notebook.magics").unregister(shell)

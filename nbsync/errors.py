@@ -1,0 +1,205 @@
+"""Every exception that nbsync raises.
+
+NbsyncError
+├── UsageError (ValueError)            an argument, option or rank spec that makes no sense
+├── StartError (RuntimeError)          the workers could not be started; nothing is left running
+├── NoSession (RuntimeError)           there is no session, or it was stopped
+├── RankBusy (RuntimeError)            a rank still runs something else
+├── TransferError (TypeError)          a value cannot go from one process to the other
+├── WorkerError                        a rank raised; also of the original type where that is possible
+│   └── WorkerDied                     a rank's process ended
+├── MainProcessFailed (RuntimeError)   the main process raised where the others waited for it
+├── BarrierTimeout (TimeoutError)      some ranks did not come to a barrier in time
+└── RunTimeout (TimeoutError)          a cell or call took longer than its `timeout`
+
+An interrupt is a `KeyboardInterrupt`, as everywhere in Python; `Interrupted` adds where each rank was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+__all__ = [
+    "BarrierTimeout",
+    "Interrupted",
+    "MainProcessFailed",
+    "NbsyncError",
+    "NoSession",
+    "RankBusy",
+    "RunTimeout",
+    "StartError",
+    "TransferError",
+    "UsageError",
+    "WorkerDied",
+    "WorkerError",
+]
+
+
+class NbsyncError(Exception):
+    """The base of all errors of nbsync."""
+
+
+class UsageError(NbsyncError, ValueError):
+    """An argument, option or rank spec that makes no sense; the message names the choices."""
+
+
+class StartError(NbsyncError, RuntimeError):
+    """The workers could not be started. All or nothing: none of them is left running."""
+
+
+class NoSession(NbsyncError, RuntimeError):
+    """There is no running session."""
+
+
+class RankBusy(NbsyncError, RuntimeError):
+    """A rank still runs an earlier cell or call."""
+
+
+class TransferError(NbsyncError, TypeError):
+    """A value cannot be sent between the notebook and a worker."""
+
+
+class MainProcessFailed(NbsyncError, RuntimeError):
+    """The main process raised in a block that the other ranks waited for."""
+
+
+class BarrierTimeout(NbsyncError, TimeoutError):
+    """Some ranks did not arrive at a barrier within its timeout."""
+
+
+class RunTimeout(NbsyncError, TimeoutError):
+    """A cell or call took longer than the `timeout` that was asked for. Nothing is lost by it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted a cell or call. Nothing is lost by it.
+
+    Attributes:
+        ranks_in_lines: where the ranks were, one line for all that were in the same place.
+    """
+
+    def __init__(self, ranks_in_lines: Sequence[str] = ()) -> None:
+        super().__init__("\n".join(ranks_in_lines))
+        self.ranks_in_lines = tuple(ranks_in_lines)
+
+    def _render_traceback_(self) -> list[str]:
+        return ["KeyboardInterrupt", *self.ranks_in_lines]
+
+
+Interrupted.__name__ = "KeyboardInterrupt"  # front ends show the name that everybody knows
+
+
+class WorkerError(NbsyncError):
+    """A rank raised an exception.
+
+    It is also an instance of the original type where that is possible, so `except ValueError:` works.
+
+    Attributes:
+        rank: the rank that failed first.
+        ranks: all ranks that raised this same error.
+        type_name: name of the original exception type.
+        message: the original exception's text.
+        original: the exception itself, rebuilt in this process, or None when it could not be sent.
+        traceback_lines: the rank's traceback, with the source lines of the cell, as IPython renders it.
+        others: one line for each other rank that did not finish normally.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: Sequence[int],
+        type_name: str,
+        message: str,
+        traceback_lines: Sequence[str] = (),
+        others: Sequence[str] = (),
+        original: BaseException | None = None,
+    ) -> None:
+        Exception.__init__(self, message)
+        self.ranks = tuple(ranks)
+        self.rank = self.ranks[0]
+        self.type_name = type_name
+        self.message = message
+        self.traceback_lines = tuple(traceback_lines)
+        self.others = tuple(others)
+        self.original = original
+
+    @property
+    def summary(self) -> str:
+        """`rank 1: ValueError: boom`, as the last line of a traceback shows it."""
+        what = f"{self.type_name}: {self.message}" if self.message else self.type_name
+        return f"{describe_ranks(self.ranks)}: {what}"
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *self.others])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_worker_error, (_plain_class(type(self)), self.__dict__ | {"original": None}))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of the frames of this process (its documented hook)."""
+        heading = f"{describe_ranks(self.ranks)} raised {self.type_name}"
+        return [heading, *self.traceback_lines, *self.others] if self.traceback_lines else [str(self)]
+
+
+class WorkerDied(WorkerError):
+    """A rank's process ended: killed by a signal, or by an exit that Python does not see.
+
+    Attributes (in addition to those of WorkerError):
+        exit_code: the process's exit code, or None when a signal ended it.
+        signal_name: e.g. "SIGKILL", or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: Sequence[int],
+        message: str,
+        exit_code: int | None = None,
+        signal_name: str | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
+        super().__init__(ranks=ranks, type_name="WorkerDied", message=message, others=others)
+        self.exit_code = exit_code
+        self.signal_name = signal_name
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"WorkerDied: {self}"]
+
+
+def describe_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, `ranks 0-3`, `ranks 0,2-3`."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
+
+
+def format_ranks(ranks: Iterable[int]) -> str:
+    """Return the shortest spec for `ranks`: ``(0, 2, 3, 4)`` is ``"0,2-4"``."""
+    # Within a run of neighbours, rank minus position stays the same.
+    runs = groupby(enumerate(sorted(set(ranks))), key=lambda pair: pair[1] - pair[0])
+    bounds = [[rank for _, rank in run] for _, run in runs]
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in bounds)
+
+
+def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:
+    """The WorkerError class that is also an `original`, or WorkerError itself.
+
+    As Ray's task errors are: `except ValueError` in the notebook catches a rank's ValueError.
+    """
+    if original is None or not issubclass(original, Exception) or issubclass(original, WorkerError):
+        return WorkerError
+    try:
+        return type(f"WorkerError({original.__name__})", (WorkerError, original), {"__module__": "nbsync"})
+    except TypeError:  # the original's memory layout or metaclass does not allow a second base
+        return WorkerError
+
+
+def _plain_class(cls: type[WorkerError]) -> type[WorkerError]:
+    return WorkerDied if issubclass(cls, WorkerDied) else WorkerError
+
+
+def _rebuild_worker_error(cls: type[WorkerError], state: dict[str, Any]) -> WorkerError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state["message"])
+    error.__dict__.update(state)
+    return error

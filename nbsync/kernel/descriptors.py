@@ -1,0 +1,34 @@
+"""File descriptors that belong to the kernel alone: a worker must not hold a copy of them.
+
+A copy of a sibling's channel, or of the guard's pipe, would keep its other end from seeing that the kernel is gone.
+"""
+
+from __future__ import annotations
+
+import os
+
+_kernel_only: set[int] = set()
+
+
+def keep_in_kernel(*fds: int) -> None:
+    """These descriptors are not for workers."""
+    _kernel_only.update(fds)
+
+
+def close_kernel_only(*fds: int) -> None:
+    """Close descriptors that were kept in the kernel."""
+    for fd in fds:
+        _kernel_only.discard(fd)
+        os.close(fd)
+
+
+def release_in_child() -> None:
+    """In a new worker: let go of them all.
+
+    They are pointed at /dev/null, not closed: inherited objects that still know a number may close it once more.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in _kernel_only:
+        os.dup2(null, fd)
+    os.close(null)
+    _kernel_only.clear()

@@ -1,0 +1,1 @@
+"""Engines start workers. They differ in how; nothing above them does."""

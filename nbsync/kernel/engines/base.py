@@ -1,0 +1,60 @@
+"""The seam between the session and whatever starts its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nbsync.protocol.spec import WorkerSpec
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Process:
+    """A running worker as the kernel holds it: its process and the kernel's ends of its connections."""
+
+    rank: int
+    pid: int
+    channel: socket.socket
+    stdout: int
+    stderr: int
+
+    def kill(self) -> None:
+        """End the worker, which was not reaped yet, and everything it started."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """End what the worker started: its process group outlives it."""
+        with suppress(ProcessLookupError, PermissionError):  # no group was made, or nobody is left in it
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self) -> int | None:
+        """The exit status as `waitpid` gives it, or None while it runs."""
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else in the notebook waited for all children
+            return 0
+        return status if pid else None
+
+
+class Engine(Protocol):
+    """Starts workers: all of them or none."""
+
+    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None = None) -> list[Process]:
+        """Start one worker for each spec.
+
+        Raises:
+            StartError: some could not be started; none is left running.
+        """
+        ...
+
+    def stopped(self, processes: Sequence[Process]) -> None:
+        """These workers have ended and were reaped."""
+        ...

@@ -1,0 +1,205 @@
+"""One thread receives from all workers and sends to them; what it receives goes on to a handler, in order."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbsync.kernel.descriptors import close_kernel_only
+from nbsync.kernel.engines.base import Process
+from nbsync.kernel.sequence import Sequencer, StreamName
+from nbsync.protocol.channel import Channel, ChannelClosed
+
+_READ = 1 << 16
+_READS_AT_ONCE = 16  # then the other workers have their turn
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A worker's process has ended; `status` is what `waitpid` gave."""
+
+    pid: int
+    status: int
+
+
+#: (rank, kind, what): kind is "stdout" or "stderr" with bytes, or "message".
+Handler = Callable[[int, str, Any], None]
+
+
+@dataclass(eq=False)
+class _Line:
+    """One worker's connections."""
+
+    process: Process
+    channel: Channel
+    handler: Handler
+    pidfd: int
+    sequencer: Sequencer = field(default_factory=Sequencer)
+    paused: bool = False
+
+    def sources(self) -> list[int]:
+        return [self.process.stdout, self.process.stderr, self.pidfd, self.channel.fileno()]
+
+
+class Hub:
+    """Serves the connections of all workers of this kernel."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._wake_out, selectors.EVENT_READ, self._drain_wakes)
+        self._lines: dict[Process, _Line] = {}
+        self._jobs: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def attach(self, process: Process, handler: Handler) -> None:
+        """Serve `process` from now on. `handler` is called in the hub's thread."""
+        line = _Line(process, Channel(process.channel, self._wake), handler, os.pidfd_open(process.pid))
+        self._lines[process] = line
+        self._post(lambda: self._register(line))
+
+    def send(self, process: Process, message: Any) -> None:
+        """Send a message. Never blocks; to a worker that has ended it does nothing."""
+        line = self._lines.get(process)
+        if line is not None:
+            line.channel.send(message)
+
+    def pause_output(self, process: Process, paused: bool) -> None:
+        """Stop or go on reading the worker's stdout and stderr: a flood waits in the worker, not in memory here."""
+        line = self._lines.get(process)
+        if line is not None and line.paused != paused:
+            line.paused = paused
+            self._post(lambda: self._set_paused(line, paused))
+
+    def close(self) -> None:
+        """End the thread, once all workers have ended."""
+        thread = self._thread
+        if thread is None:
+            return
+        self._post(self._quit)
+        thread.join()
+        self._thread = None
+
+    # ---- in the hub's thread ----
+
+    def _serve(self) -> None:
+        self._running = True
+        while self._running:
+            for line in self._lines.values():
+                self._watch_output(line)
+            for key, _ in self._selector.select():
+                key.data()
+        self._selector.close()
+        os.close(self._wake_out)
+        os.close(self._wake_in)
+
+    def _quit(self) -> None:
+        self._running = False
+
+    def _watch_output(self, line: _Line) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if line.channel.has_output else 0)
+        key = self._selector.get_map().get(line.channel.fileno())
+        if key is not None and key.events != events:
+            self._selector.modify(line.channel, events, key.data)
+
+    def _register(self, line: _Line) -> None:
+        for stream in ("stdout", "stderr"):
+            os.set_blocking(getattr(line.process, stream), False)
+        self._set_paused(line, False)
+        self._selector.register(line.pidfd, selectors.EVENT_READ, lambda: self._exited(line))
+        self._selector.register(line.channel, selectors.EVENT_READ, lambda: self._serve_channel(line))
+
+    def _set_paused(self, line: _Line, paused: bool) -> None:
+        if line.process not in self._lines:
+            return
+        streams: tuple[StreamName, StreamName] = ("stdout", "stderr")
+        for stream in streams:
+            fd = getattr(line.process, stream)
+            if paused:
+                self._selector.unregister(fd)
+            else:
+                self._selector.register(
+                    fd, selectors.EVENT_READ, lambda fd=fd, stream=stream: self._read(line, stream, fd)
+                )
+
+    def _read(self, line: _Line, stream: StreamName, fd: int, most: int = _READS_AT_ONCE) -> None:
+        for _ in range(most):
+            try:
+                data = os.read(fd, _READ)
+            except BlockingIOError:
+                return
+            if not data:  # closed by the worker; its exit is still to come
+                if fd in self._selector.get_map():
+                    self._selector.unregister(fd)
+                return
+            for kind, what in line.sequencer.feed_bytes(stream, data):
+                line.handler(line.process.rank, kind, what)
+
+    def _serve_channel(self, line: _Line) -> None:
+        try:
+            line.channel.transmit()
+            for message in line.channel.receive():
+                self._deliver(line, message)
+        except ChannelClosed:  # its exit is still to come
+            if line.channel.fileno() in self._selector.get_map():
+                self._selector.unregister(line.channel)
+
+    def _deliver(self, line: _Line, message: Any) -> None:
+        number = getattr(message, "fence", None)
+        if number is None:
+            line.handler(line.process.rank, "message", message)
+            return
+        for kind, what in line.sequencer.feed_message(number, message):
+            line.handler(line.process.rank, kind, what)
+
+    def _exited(self, line: _Line) -> None:
+        """Take what the worker left behind, then tell of its end."""
+        status = line.process.reap()
+        if status is None:
+            return
+        line.process.sweep()
+        for fd in line.sources():
+            if fd in self._selector.get_map():
+                self._selector.unregister(fd)
+        self._read(line, "stdout", line.process.stdout, most=1 << 20)
+        self._read(line, "stderr", line.process.stderr, most=1 << 20)
+        try:
+            while messages := line.channel.receive():
+                for message in messages:
+                    self._deliver(line, message)
+        except ChannelClosed:
+            pass
+        for kind, what in line.sequencer.finish():
+            line.handler(line.process.rank, kind, what)
+        del self._lines[line.process]
+        os.close(line.pidfd)
+        close_kernel_only(line.process.channel.detach(), line.process.stdout, line.process.stderr)
+        line.handler(line.process.rank, "message", Exited(line.process.pid, status))
+
+    # ---- from any thread ----
+
+    def _post(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            self._jobs.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="nbsync-hub", daemon=True)
+                self._thread.start()
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_in, b"\0")
+        except BlockingIOError:  # enough wake-ups are waiting already
+            pass
+
+    def _drain_wakes(self) -> None:
+        os.read(self._wake_out, 1 << 16)
+        with self._lock:
+            jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job()

@@ -1,0 +1,180 @@
+"""`notebook_launcher`: one function on fresh workers, its return values back. A drop-in for Accelerate's."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nbsync.errors import UsageError, WorkerError
+from nbsync.kernel.devices import check_start_method, count_gpus, place
+from nbsync.kernel.fleet import Plan
+from nbsync.kernel.printer import Label
+from nbsync.kernel.rendezvous import LOOPBACK
+from nbsync.kernel.session import Session
+from nbsync.kernel.sink import make_sink
+
+PRECISIONS = ("no", "fp16", "bf16", "fp8")
+_STATIC_CONF = ("rank", "timeout")
+
+
+class Results(list[Any]):
+    """The return values, one per rank; as the last line of a cell it shows nothing when all are None."""
+
+    def _ipython_display_(self) -> None:
+        if any(value is not None for value in self):
+            print(list.__repr__(self))
+
+
+def notebook_launcher(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    num_processes: int | None = None,
+    mixed_precision: str = "no",
+    use_port: int | str | None = None,
+    master_addr: str = LOOPBACK,
+    node_rank: int = 0,
+    num_nodes: int = 1,
+    rdzv_backend: str = "static",
+    rdzv_endpoint: str = "",
+    rdzv_conf: Mapping[str, Any] | None = None,
+    rdzv_id: str = "none",
+    max_restarts: int = 0,
+    monitor_interval: float = 0.1,
+    log_line_prefix_template: str | None = None,
+    *,
+    backend: str | None = None,
+    start_method: str = "auto",
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Run `function(*args)` on several ranks of this machine and return what each returned.
+
+    The workers are forked from the notebook, so closures, lambdas, and functions, classes and data defined in it
+    work without pickling. They have the environment that torchrun would give them: inside, `World()`,
+    `dist.init_process_group()` and `Accelerator()` find their world. Names and meanings are those of
+    `accelerate.notebook_launcher`.
+
+    Args:
+        function: what to run. It gets `args` and nothing else.
+        args: its arguments, a tuple.
+        num_processes: how many ranks; None for one per GPU, or 2 on a machine without GPUs. More ranks than GPUs
+            share them over gloo.
+        mixed_precision: "no", "fp16", "bf16" or "fp8", for an `Accelerator()` made inside.
+        use_port: port of the rendezvous; None lets the system choose a free one, without a race.
+        master_addr: address of the rendezvous.
+        node_rank, num_nodes: only one node (0 of 1) so far.
+        rdzv_backend: "static" or "c10d", the same thing on one node.
+        rdzv_endpoint: "host:port", in place of `master_addr` and `use_port`.
+        rdzv_conf: may hold "rank" (0, this node's). Everything else would be without effect, and is refused.
+        rdzv_id: the run's name, in TORCHELASTIC_RUN_ID.
+        max_restarts: how often to start all ranks anew when one fails.
+        monitor_interval: at most so many seconds pass until the end of a worker is noticed; here it is at once.
+        log_line_prefix_template: what stands before each line, e.g. "[${role_name}${local_rank}]: ", in place of
+            "[0] "; lines of several ranks are then not folded. Names: role_name, rank, local_rank.
+        backend: of the process group; None for gloo on CPU, gloo with NCCL where each rank has a GPU.
+        start_method: "auto" or "fork".
+        timeout: seconds for the whole call; None for no limit.
+        env: variables to set in the workers, over everything else.
+
+    Returns:
+        The return values, one per rank. CUDA tensors arrive as CPU tensors.
+
+    Raises:
+        UsageError: an argument makes no sense; the message says what was expected.
+        NotImplementedError: `num_nodes` > 1.
+        StartError: the workers could not be started.
+        WorkerError: a rank raised; it is also of the original exception's type. WorkerDied: its process ended.
+        RunTimeout: `timeout` was reached. KeyboardInterrupt: it was interrupted.
+    """
+    _check_function(function, args)
+    _check_nodes(node_rank, num_nodes, rdzv_backend, rdzv_conf)
+    _check_numbers(max_restarts, monitor_interval)
+    check_start_method(start_method)
+    host, port = _endpoint(rdzv_endpoint, master_addr, use_port)
+    plan = Plan(
+        place(num_processes, backend, count_gpus()),
+        init_group=False,
+        env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | dict(env or {}),
+        host=host,
+        port=port,
+        run_id=rdzv_id,
+        max_restarts=max_restarts,
+    )
+    if log_line_prefix_template is not None:
+        plan = replace(plan, label=_template_label(log_line_prefix_template), fold=False)
+    return Results(_attempt(plan, function, tuple(args), timeout))
+
+
+def _attempt(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> list[Any]:
+    """Run in fresh workers, again in a new generation of them as long as restarts are left."""
+    try:
+        with Session.from_plan(plan, (function, args, {})) as session:
+            return session.call_inherited(timeout)
+    except WorkerError as error:
+        if plan.restart_count >= plan.max_restarts:
+            raise
+        restart = plan.restart_count + 1
+        make_sink().text("stderr", f"nbsync: {error.summary}; restart {restart} of {plan.max_restarts}\n")
+    return _attempt(replace(plan, restart_count=restart), function, args, timeout)
+
+
+def _check_function(function: Any, args: Any) -> None:
+    if not callable(function):
+        raise UsageError(f"function must be callable, got {type(function).__name__}")
+    if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+        raise UsageError(f"args must be a tuple of arguments, got {args!r}: write args=({args!r},)")
+
+
+def _check_nodes(node_rank: int, num_nodes: int, rdzv_backend: str, rdzv_conf: Mapping[str, Any] | None) -> None:
+    if node_rank >= num_nodes:
+        raise UsageError(f"The node_rank must be less than the number of nodes, got {node_rank} of {num_nodes}")
+    if num_nodes != 1:
+        raise NotImplementedError(
+            f"num_nodes={num_nodes}: several nodes need the torchrun engine, which is still to come; "
+            "on one machine leave num_nodes out"
+        )
+    if rdzv_backend not in ("static", "c10d"):
+        raise UsageError(f"rdzv_backend must be 'static' or 'c10d', got {rdzv_backend!r}")
+    rest = {key: value for key, value in (rdzv_conf or {}).items() if (key, value) != ("rank", 0)}
+    if rest:
+        raise UsageError(f"rdzv_conf may only hold rank=0 on one node, got {rest}")
+
+
+def _check_numbers(max_restarts: int, monitor_interval: float) -> None:
+    if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
+        raise UsageError(f"max_restarts must be 0 or a positive integer, got {max_restarts!r}")
+    if not monitor_interval > 0:
+        raise UsageError(f"monitor_interval must be a positive number of seconds, got {monitor_interval!r}")
+
+
+def _precision(mixed_precision: str) -> str:
+    chosen = str(mixed_precision).lower()
+    if chosen not in PRECISIONS:
+        raise UsageError(f"mixed_precision must be one of {', '.join(PRECISIONS)}, got {mixed_precision!r}")
+    return chosen
+
+
+def _endpoint(rdzv_endpoint: str, master_addr: str, use_port: int | str | None) -> tuple[str, int]:
+    host, port = master_addr, use_port
+    if rdzv_endpoint:
+        host, _, port = rdzv_endpoint.rpartition(":")
+    try:
+        number = int(port or 0)
+    except ValueError:
+        number = -1
+    if not host or not 0 <= number < 65536:
+        raise UsageError(f"the rendezvous address must be host and port, got {host!r} and {port!r}")
+    return host, number
+
+
+def _template_label(template: str) -> Label:
+    parsed = string.Template(template)
+
+    def label(ranks: tuple[int, ...]) -> str:
+        (rank,) = ranks  # such lines are not folded
+        return parsed.safe_substitute(role_name="default", rank=rank, local_rank=rank).rstrip(" ")
+
+    label((0,))
+    return label

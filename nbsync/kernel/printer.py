@@ -1,0 +1,133 @@
+"""One run's output: from the workers' bytes and displays to labelled, folded output in a sink."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any
+
+from nbsync.kernel.fold import Entry, Folder, Group
+from nbsync.kernel.lines import LineSplitter
+from nbsync.kernel.ranks import format_ranks
+from nbsync.kernel.sink import Sink, Stream
+from nbsync.protocol.messages import ClearOutput, Display
+
+Label = Callable[[tuple[int, ...]], str]
+LIVE_AFTER = 0.3  # seconds that a line must stay unfinished before it is shown live
+LIVE_EVERY = 0.1
+
+
+def bracket_label(ranks: tuple[int, ...]) -> str:
+    """`[0-3]`"""
+    return f"[{format_ranks(ranks)}]"
+
+
+class Printer:
+    """Shows the output of the ranks of one run.
+
+    Args:
+        label: what stands before a line of the given ranks.
+        fold: show equal output of several ranks once.
+    """
+
+    def __init__(
+        self, ranks: Iterable[int], sink: Sink, *, label: Label = bracket_label, fold: bool = True
+    ) -> None:
+        self._ranks = tuple(ranks)
+        self._sink, self._label = sink, label
+        self._folder = Folder(self._ranks, hold=0.1 if fold else 0.0)
+        self._fold = fold
+        self._splitters: dict[tuple[int, Stream], LineSplitter] = {}
+        self._unfinished_since: dict[tuple[int, Stream], float] = {}
+        self._live: tuple[float, list[str]] = (0.0, [])
+
+    def text(self, rank: int, stream: Stream, data: bytes, now: float) -> None:
+        splitter = self._splitters.setdefault((rank, stream), LineSplitter())
+        for line in splitter.feed(data):
+            self._add(rank, (stream, line), None, now)
+        if splitter.unfinished:
+            self._unfinished_since.setdefault((rank, stream), now)
+        else:
+            self._unfinished_since.pop((rank, stream), None)
+
+    def display(self, rank: int, display: Display, now: float) -> None:
+        self._end_lines(rank, now)
+        key: Any = ("display", json.dumps(display.data, default=repr, sort_keys=True))
+        if display.display_id is not None:  # each rank's has an identity of its own, and later updates
+            key = ("display", rank, object())
+        self._add(rank, key, display, now)
+
+    def clear(self, rank: int, clear: ClearOutput, now: float) -> None:
+        """Only the first rank of the run clears, or the ranks would wipe out each other's output."""
+        if rank == self._ranks[0]:
+            self._add(rank, ("clear", object()), clear, now)
+
+    def finish(self, rank: int, now: float) -> None:
+        """Nothing more comes from `rank`."""
+        self._end_lines(rank, now)
+        self._folder.close(rank)
+
+    def show(self, now: float) -> None:
+        """Show what is ready."""
+        self._show(self._folder.ready(now))
+        self._show_live(now)
+
+    def close(self) -> None:
+        """Show everything that is left."""
+        for rank in self._ranks:
+            self._end_lines(rank, 0.0)
+        self._show(self._folder.flush())
+        self._show_live(float("inf"))
+
+    def next_deadline(self) -> float | None:
+        """When `show` has something to do although nothing new came."""
+        times = [since + LIVE_AFTER for since in self._unfinished_since.values()]
+        held = self._folder.next_deadline()
+        return min([*times, *([held] if held is not None else [])], default=None)
+
+    def _add(self, rank: int, key: Any, payload: object, now: float) -> None:
+        self._folder.add(rank, Entry(key if self._fold else (rank, key), payload or key), now)
+
+    def _end_lines(self, rank: int, now: float) -> None:
+        streams: tuple[Stream, Stream] = ("stdout", "stderr")
+        for stream in streams:
+            self._unfinished_since.pop((rank, stream), None)
+            splitter = self._splitters.get((rank, stream))
+            for line in splitter.finish() if splitter else ():
+                self._add(rank, (stream, line), None, now)
+
+    def _show(self, groups: list[Group]) -> None:
+        for stream, run in groupby(groups, key=_stream_of):
+            if stream is not None:
+                self._sink.text(stream, "".join(self._line(ranks, e.payload) for ranks, e in run))
+                continue
+            for ranks, entry in run:
+                self._show_rich(ranks, entry.payload)
+
+    def _line(self, ranks: tuple[int, ...], payload: Any) -> str:
+        return f"{self._label(ranks)} {payload[1]}".rstrip(" ") + "\n"
+
+    def _show_rich(self, ranks: tuple[int, ...], payload: object) -> None:
+        match payload:
+            case Display(_, data, metadata, display_id, update):
+                own = f"{display_id}-rank{ranks[0]}" if display_id is not None else None
+                self._sink.display(self._label(ranks), data, metadata, own, update)
+            case ClearOutput(_, wait):
+                self._sink.clear(wait)
+
+    def _show_live(self, now: float) -> None:
+        shown_at, shown = self._live
+        lines = [
+            f"{self._label((rank,))} {self._splitters[rank, stream].unfinished}"
+            for (rank, stream), since in sorted(self._unfinished_since.items())
+            if now - since >= LIVE_AFTER
+        ]
+        if lines != shown and now - shown_at >= LIVE_EVERY:
+            self._live = (now, lines)
+            self._sink.live(lines)
+
+
+def _stream_of(group: Group) -> Stream | None:
+    payload = group[1].payload
+    return payload[0] if isinstance(payload, tuple) else None

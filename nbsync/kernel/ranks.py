@@ -1,0 +1,53 @@
+"""Rank specs as users type them (``0,2-3``, ``main``, ``last``), and the labels by which ranks are shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from nbsync.errors import UsageError, format_ranks
+
+__all__ = ["format_ranks", "parse_ranks"]
+
+_ACCEPTED = (
+    "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture joined by commas"
+)
+_RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
+
+
+def parse_ranks(spec: str, world_size: int, local_ranks: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return the ranks that `spec` names, sorted, each once.
+
+    `local_ranks` gives each rank's local rank, for ``local_main``; by default all ranks are on one node.
+
+    Raises `UsageError` if the spec is malformed or names a rank that this world does not have.
+    """
+    words: dict[str, Iterable[int]] = {
+        "main": (0,),
+        "local_main": [rank for rank, local in enumerate(local_ranks or (0,)) if local == 0],
+        "last": (world_size - 1,),
+        "all": range(world_size),
+    }
+    chosen: set[int] = set()
+    for part in spec.split(","):
+        name = part.strip()
+        chosen.update(words[name] if name in words else _parse_range(name, spec, world_size))
+    return tuple(sorted(chosen))
+
+
+def _parse_range(part: str, spec: str, world_size: int) -> range:
+    match = _RANGE.fullmatch(part)
+    if match is None:
+        raise _bad(spec, f"{part!r} is not a rank" if part else "a rank is missing", world_size)
+    first = int(match[1])
+    last = int(match[2] or match[1])
+    if first > last:
+        raise _bad(spec, f"the range {part} runs backwards", world_size)
+    if last >= world_size:
+        raise _bad(spec, f"there is no rank {last}", world_size)
+    return range(first, last + 1)
+
+
+def _bad(spec: str, reason: str, world_size: int) -> UsageError:
+    world = f"ranks {format_ranks(range(world_size))}" if world_size > 1 else "only rank 0"
+    return UsageError(f"bad ranks {spec!r}: {reason}. This world has {world}. Accepted: {_ACCEPTED}.")

@@ -1,0 +1,87 @@
+"""Where the ranks meet: a TCPStore in the kernel, on a loopback port that is bound before anybody is told of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nbsync.errors import StartError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """A store that the kernel hosts, and its address. Without `port` the system chooses a free one: no race."""
+
+    host: str
+    port: int
+    store: TCPStore = field(repr=False)
+
+    @classmethod
+    def open(cls, world_size: int, host: str = LOOPBACK, port: int = 0) -> Rendezvous:
+        """Host a store.
+
+        Raises:
+            StartError: the address cannot be bound.
+        """
+        from torch.distributed import TCPStore
+
+        sock = socket.socket()
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            sock.listen(1024)
+        except OSError as error:
+            sock.close()
+            raise StartError(
+                f"the rendezvous address {host}:{port} cannot be used: {error.strerror or error}. "
+                "Leave out the port, and a free one is taken"
+            ) from error
+        bound = sock.getsockname()[1]
+        store = TCPStore(
+            host, bound, world_size, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
+        )
+        return cls(host, bound, store)
+
+
+def torchrun_environment(
+    rank: int,
+    world_size: int,
+    rendezvous: Rendezvous,
+    *,
+    run_id: str = "none",
+    restart_count: int = 0,
+    max_restarts: int = 0,
+) -> dict[str, str]:
+    """The variables that torchrun sets for one of `world_size` ranks on one node."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_RANK": str(rank),
+        "ROLE_WORLD_SIZE": str(world_size),
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": rendezvous.host,
+        "MASTER_PORT": str(rendezvous.port),
+        "TORCHELASTIC_RUN_ID": run_id,
+        "TORCHELASTIC_RESTART_COUNT": str(restart_count),
+        "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
+
+
+def loopback_defaults(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Keep a one-machine world off the network, where the user has not chosen otherwise."""
+    defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_RAS_ENABLE": "0"}
+    return {name: value for name, value in defaults.items() if name not in environ}

@@ -1,0 +1,183 @@
+"""One request to some ranks, from sending it to the last answer: who still works, who failed first, who is released.
+
+This is the kernel's half of the abort ladder. The waiting thread decides and prints; the workers' helper threads act.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from nbsync.errors import describe_ranks
+from nbsync.kernel.hub import Exited
+from nbsync.kernel.printer import Printer
+from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Release, Where
+
+Inbox = queue.SimpleQueue[tuple[int, str, Any]]
+Send = Callable[[int, Any], None]
+
+_INTERRUPT = (-1, "interrupt", None)
+_TICK = 0.5  # seconds between looks at the clock while nothing comes
+
+
+@dataclass
+class Run:
+    """The state of one request.
+
+    Attributes:
+        done: the answer of each rank that gave one.
+        exited: how the processes ended that did not.
+        where: the line each rank was last seen at, after an interrupt or time limit.
+        interrupts: how often the user interrupted it.
+    """
+
+    number: int
+    ranks: tuple[int, ...]
+    inbox: Inbox = field(default_factory=queue.SimpleQueue)
+    done: dict[int, Done] = field(default_factory=dict)
+    exited: dict[int, Exited] = field(default_factory=dict)
+    exit_times: dict[int, float] = field(default_factory=dict)
+    where: dict[int, Where] = field(default_factory=dict)
+    interrupts: int = 0
+    timed_out: tuple[int, ...] = ()
+    abandoned: bool = False
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        return tuple(rank for rank in self.ranks if rank not in self.done and rank not in self.exited)
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.exited) or any(done.failure for done in self.done.values())
+
+
+class Conductor:
+    """Waits for a run: prints its output, releases ranks that wait for a failed one, relays interrupts.
+
+    Args:
+        send: sends a message to a rank.
+        timeout: seconds after which the run is interrupted, or None.
+        notify: tells the user something, in one line.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        printer: Printer,
+        send: Send,
+        *,
+        timeout: float | None = None,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._run, self._printer, self._send = run, printer, send
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._notify = notify
+        self._released = False
+
+    def conduct(self) -> None:
+        """Return when every rank has answered or ended, or when the user has given up on those that do not."""
+        with _sigint_to(self._run.inbox):
+            while self._run.pending and not self._run.abandoned:
+                self._step()
+            self._printer.close()
+
+    def _step(self) -> None:
+        for rank, kind, what in self._receive():
+            match kind:
+                case "interrupt":
+                    self._interrupt()
+                case "message":
+                    self._take(rank, what)
+                case "stdout" | "stderr":
+                    self._printer.text(rank, kind, what, time.monotonic())
+        now = time.monotonic()
+        self._printer.show(now)
+        if self._deadline is not None and now >= self._deadline:
+            self._deadline = None
+            self._run.timed_out = self._run.pending
+            self._order(Interrupt(self._run.number))
+
+    def _receive(self) -> Iterable[tuple[int, str, Any]]:
+        """Everything that has come, after waiting for the first of it as long as there is nothing else to do."""
+        times = [t for t in (self._printer.next_deadline(), self._deadline) if t is not None]
+        wait = max(0.0, min(times) - time.monotonic()) if times else _TICK
+        try:
+            items = [self._run.inbox.get(timeout=min(wait, _TICK))]
+        except queue.Empty:
+            return []
+        for _ in range(self._run.inbox.qsize()):
+            items.append(self._run.inbox.get())
+        return items
+
+    def _take(self, rank: int, message: Any) -> None:
+        now = time.monotonic()
+        match message:
+            case Display():
+                self._printer.display(rank, message, now)
+            case ClearOutput():
+                self._printer.clear(rank, message, now)
+            case Where():
+                self._run.where[rank] = message
+            case Done():
+                self._run.done[rank] = message
+                self._printer.finish(rank, now)
+                failure = message.failure
+                if failure is not None and not failure.is_consequence and not failure.interrupted:
+                    self._release(f"rank {rank} raised {failure.type_name}")
+            case Exited():
+                self._run.exited[rank] = message
+                self._run.exit_times[rank] = now
+                self._printer.finish(rank, now)
+                self._release(f"rank {rank} ended")
+
+    def _release(self, reason: str) -> None:
+        """Free the ranks that wait, or will wait, in a collective with a rank that does not come."""
+        if not self._released:
+            self._released = True
+            self._order(Release(self._run.number, reason))
+
+    def _interrupt(self) -> None:
+        """The first asks; the second asks again those that swallowed it; the third gives up on them."""
+        self._run.interrupts += 1
+        pending = self._run.pending
+        if self._run.interrupts >= 2:
+            self._notify(f"{describe_ranks(pending)} did not follow the interrupt yet; asking again")
+        if self._run.interrupts >= 3:
+            self._notify(
+                f"{describe_ranks(pending)} ignored every interrupt. "
+                f"`%nbsync restart --ranks {','.join(map(str, pending))}` replaces "
+                f"{'it' if len(pending) == 1 else 'them'}; the variables there are lost by that"
+            )
+            self._run.abandoned = True
+        self._order(Interrupt(self._run.number))
+
+    def _order(self, order: Any) -> None:
+        for rank in self._run.pending:
+            self._send(rank, order)
+
+
+@contextmanager
+def _sigint_to(inbox: Inbox) -> Iterator[None]:
+    """Ctrl-C and Jupyter's interrupt become an item of the inbox: an exception here could lose a message.
+
+    The handler is borrowed, in the main thread only, and given back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def enqueue(signum: int, frame: FrameType | None) -> None:
+        inbox.put(_INTERRUPT)
+
+    before = signal.signal(signal.SIGINT, enqueue)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,301 @@
+"""`Session`: workers that live on between cells. The magics and `notebook_launcher` are thin users of it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from types import TracebackType
+from typing import Any
+
+from nbsync.errors import NoSession, TransferError, UsageError, describe_ranks
+from nbsync.kernel.devices import check_start_method, count_gpus, place
+from nbsync.kernel.engines.base import Call
+from nbsync.kernel.fleet import Fleet, Plan
+from nbsync.kernel.ranks import parse_ranks
+from nbsync.kernel.run import Run
+from nbsync.kernel.sink import Sink, make_sink
+from nbsync.kernel.state import Phase, Snapshot
+from nbsync.kernel.verdict import judge
+from nbsync.protocol.messages import Done, Interrupt, Pull, Push, Request, RunCall, RunCell
+from nbsync.protocol.serial import pack, unpack
+
+Ranks = str | int | Iterable[int]
+
+_open_sessions: list[Session] = []
+
+
+class Session:
+    """One worker per rank, forked from this notebook, joined in one `torch.distributed` world.
+
+    The workers start as copies of the notebook: every variable, import and function defined so far is there.
+    Use it as a context manager, or call `close`.
+
+    Args:
+        num_processes: how many ranks; None for one per GPU, or 2 on a machine without GPUs.
+        backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
+        start_method: "auto" or "fork".
+        env: variables to set in the workers, over everything that nbsync sets.
+        seed: makes the ranks' random states (random, numpy, torch) reproducible; they differ by rank.
+
+    Raises:
+        UsageError: an argument makes no sense.
+        StartError: the workers could not be started; none is left running.
+    """
+
+    def __init__(
+        self,
+        num_processes: int | None = None,
+        *,
+        backend: str | None = None,
+        start_method: str = "auto",
+        env: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_start_method(start_method)
+        placement = place(num_processes, backend, count_gpus())
+        self._begin(Plan(placement, env=dict(env or {}), seed=seed), None)
+
+    @classmethod
+    def from_plan(cls, plan: Plan, inherited: Call | None = None) -> Session:
+        """A session started by a plan of its own; `inherited` is a function that the fork carries along."""
+        session = cls.__new__(cls)
+        session._begin(plan, inherited)
+        return session
+
+    def _begin(self, plan: Plan, inherited: Call | None) -> None:
+        self._plan, self._inherited = plan, inherited
+        if plan.placement.note:
+            make_sink().text("stderr", f"nbsync: {plan.placement.note}\n")
+        self._fleet = self._start_fleet()
+        _open_sessions.append(self)
+
+    def _start_fleet(self) -> Fleet:
+        from nbsync.kernel.engines.local import LocalEngine  # imports torch
+
+        fleet = Fleet(self._plan, LocalEngine(), self._inherited)
+        fleet.start()
+        return fleet
+
+    # ---- what it is ----
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self._fleet.size
+
+    @property
+    def backend(self) -> str:
+        """The process group's backend."""
+        return self._plan.placement.backend
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the workers are there."""
+        return self._fleet.is_running
+
+    def status(self) -> Snapshot:
+        """What every rank is doing now."""
+        import time
+
+        return self._fleet.state.snapshot(time.monotonic())
+
+    def __repr__(self) -> str:
+        return f"<nbsync.Session: {self.status().describe()}>" if self.is_running else "<nbsync.Session: closed>"
+
+    # ---- what it does ----
+
+    def run_cell(
+        self,
+        code: str,
+        ranks: Ranks = "all",
+        *,
+        timeout: float | None = None,
+        execution_count: int = 1,
+        sink: Sink | None = None,
+    ) -> None:
+        """Run a cell on `ranks`, through IPython, and show what it prints, displays and evaluates to.
+
+        Args:
+            code: the cell; magics and top-level `await` work.
+            ranks: which ranks, e.g. "0,2-3", "main", "last", "all", 1, or [0, 1].
+            timeout: seconds after which the cell is interrupted; None for no limit.
+            execution_count: the number that tracebacks show ("Cell In[3]").
+            sink: where output goes; by default to the notebook or the terminal.
+
+        Raises:
+            WorkerError: a rank raised; it is also of the original exception's type.
+            WorkerDied: a rank's process ended.
+            RunTimeout: the time limit was reached.
+            KeyboardInterrupt: it was interrupted. In all cases the living ranks keep their state.
+        """
+        sink = sink or make_sink()
+        run = self._execute(lambda n: RunCell(n, code, execution_count), ranks, timeout, sink, "runs a cell")
+        _show_results(run, sink, self._plan)
+        self._raise_for(run)
+
+    def call(
+        self, function: Callable[..., Any], *args: Any, ranks: Ranks = "all", timeout: float | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a function on `ranks`. It and its arguments are sent with dill.
+
+        Returns:
+            What it returned, one value per rank of `ranks`. CUDA tensors arrive as CPU tensors.
+
+        Raises:
+            TransferError: the function, an argument or a returned value cannot be sent.
+            Others as `run_cell`.
+        """
+        call = pack((function, args, kwargs))
+        return self._values(lambda n: RunCall(n, call), ranks, timeout, f"runs {_name(function)}()")
+
+    def call_inherited(self, timeout: float | None = None) -> list[Any]:
+        """Call the function that the workers inherited by the fork, on all ranks."""
+        name = _name(self._inherited[0]) if self._inherited else "nothing"
+        return self._values(RunCall, "all", timeout, f"runs {name}()")
+
+    def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
+        """Set variables on `ranks`: `session.push({"lr": 0.1})`.
+
+        Raises:
+            TransferError: a value cannot be sent; nothing was set on any rank.
+        """
+        packed = pack(dict(values))
+        self._raise_for(self._execute(lambda n: Push(n, packed), ranks, None, make_sink(), "receives variables"))
+
+    def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
+        """Fetch variables, or any expressions, from `ranks`.
+
+        Returns:
+            One value per rank of `ranks`; with several expressions, one list of values per rank.
+
+        Raises:
+            TransferError: a value cannot be sent. WorkerError: e.g. a NameError on a rank.
+        """
+        if not expressions:
+            raise UsageError("pull needs at least one name, e.g. session.pull('loss')")
+        values = self._values(lambda n: Pull(n, expressions), ranks, None, "sends variables")
+        return [value[0] for value in values] if len(expressions) == 1 else values
+
+    def interrupt(self) -> tuple[int, ...]:
+        """Interrupt what runs, from another thread. Returns the ranks that were busy."""
+        return self._fleet.interrupt(Interrupt)
+
+    def restart(self) -> None:
+        """End all workers and start fresh ones as copies of the notebook as it is now."""
+        self._fleet.close()
+        self._fleet = self._start_fleet()
+        if self not in _open_sessions:
+            _open_sessions.append(self)
+
+    def close(self) -> None:
+        """End all workers. Their variables are lost; calling it again does nothing."""
+        self._fleet.close()
+        if self in _open_sessions:
+            _open_sessions.remove(self)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- one code path ----
+
+    def _execute(
+        self, make_request: Callable[[int], Request], ranks: Ranks, timeout: float | None, sink: Sink, note: str
+    ) -> Run:
+        _check_timeout(timeout)
+        chosen = self._choose(ranks)
+
+        def notify(line: str) -> None:
+            sink.text("stderr", f"nbsync: {line}\n")
+
+        fleet = self._fleet
+        run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
+        if self._plan.init_group:
+            fleet.heal(sink, run, notify)
+        return run
+
+    def _values(
+        self, make_request: Callable[[int], Request], ranks: Ranks, timeout: float | None, note: str
+    ) -> list[Any]:
+        run = self._execute(make_request, ranks, timeout, make_sink(), note)
+        self._raise_for(run)
+        return [_unpack_from(rank, run.done[rank]) for rank in run.ranks]
+
+    def _raise_for(self, run: Run) -> None:
+        error = judge(run)
+        if error is not None:
+            raise error from None
+
+    def _choose(self, ranks: Ranks) -> tuple[int, ...]:
+        if not self.is_running:
+            raise NoSession("this session is closed: `%nbsync start` or nbsync.Session() starts workers")
+        if not isinstance(ranks, str):
+            ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
+        return parse_ranks(ranks, self.world_size)
+
+    def ranks_without(self, ranks: Ranks) -> tuple[int, ...]:
+        """All ranks but these."""
+        chosen = self._choose(ranks)
+        return tuple(rank for rank in range(self.world_size) if rank not in chosen)
+
+    @property
+    def dead_ranks(self) -> tuple[int, ...]:
+        """The ranks whose process has ended."""
+        return self._fleet.state.in_phase(Phase.DEAD)
+
+
+def _show_results(run: Run, sink: Sink, plan: Plan) -> None:
+    """The last expressions, equal ones once, in the order of the first rank that has them."""
+    results = [(rank, run.done[rank].result) for rank in run.ranks if rank in run.done]
+    shown = [(rank, result) for rank, result in results if result is not None]
+    first = {repr(result): rank for rank, result in reversed(shown)}
+    for _, same in groupby(sorted(shown, key=lambda pair: first[repr(pair[1])]), key=lambda pair: first[repr(pair[1])]):
+        pairs = list(same)
+        data, metadata = pairs[0][1]
+        sink.display(plan.label(tuple(rank for rank, _ in pairs)), data, metadata, None, False)
+
+
+def _unpack_from(rank: int, done: Done) -> Any:
+    if done.value is None:
+        return None
+    try:
+        return unpack(done.value)
+    except TransferError as error:
+        raise TransferError(f"{describe_ranks([rank])}: {error}") from error
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def open_sessions() -> Sequence[Session]:
+    """The sessions whose workers run, oldest first."""
+    return tuple(_open_sessions)
+
+
+def _close_all() -> None:
+    for session in list(_open_sessions):
+        session.close()
+
+
+def _after_fork() -> None:
+    """A worker has no sessions. The kernel's objects stay alive there: their destructors are not for it to run."""
+    global _open_sessions
+    _kept.append(_open_sessions)
+    _open_sessions = []
+
+
+_kept: list[Any] = []
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,63 @@
+"""Where the workers' output goes: the seam between the kernel side and a front end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+Stream = Literal["stdout", "stderr"]
+
+
+class Sink(Protocol):
+    """Shows output of workers. Its methods are called by the thread that waits for the run."""
+
+    def text(self, stream: Stream, text: str) -> None:
+        """Whole lines, labelled already."""
+        ...
+
+    def display(
+        self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool
+    ) -> None:
+        """A rich display, or the value of a cell, of the ranks that `label` names."""
+        ...
+
+    def clear(self, wait: bool) -> None:
+        """Clear the cell's output."""
+        ...
+
+    def live(self, lines: Sequence[str]) -> None:
+        """The lines that ranks are still writing (progress bars), replacing the earlier ones."""
+        ...
+
+
+class TextSink:
+    """Plain text to this process's stdout and stderr: scripts, terminals, tests."""
+
+    def text(self, stream: Stream, text: str) -> None:
+        (sys.stdout if stream == "stdout" else sys.stderr).write(text)
+
+    def display(
+        self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool
+    ) -> None:
+        print(f"{label} {data.get('text/plain', '(no text)')}")
+
+    def clear(self, wait: bool) -> None:
+        pass
+
+    def live(self, lines: Sequence[str]) -> None:
+        pass
+
+
+_factory: Callable[[], Sink] = TextSink
+
+
+def set_front_end(factory: Callable[[], Sink]) -> None:
+    """Let a front end (nbsync.notebook) show all output from now on."""
+    global _factory
+    _factory = factory
+
+
+def make_sink() -> Sink:
+    """A sink of the current front end."""
+    return _factory()

@@ -1,0 +1,100 @@
+"""What may stand after a magic. A mistake is a usage error that names the choices."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Any, NoReturn
+
+from nbsync.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_help()}")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise HelpShown
+
+    def parse_line(self, line: str) -> argparse.Namespace:
+        """Parse the text after a magic's name.
+
+        Raises:
+            UsageError: an unknown option, a missing or malformed value.
+            HelpShown: `-h` was asked for and answered.
+        """
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            self.error(f"{error} in {line!r}")
+        return self.parse_args(words)
+
+
+class HelpShown(Exception):
+    """`-h` was answered; there is nothing more to do."""
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def _parser(prog: str, description: str, **kwargs: Any) -> Parser:
+    return Parser(prog=prog, description=description, allow_abbrev=False, **kwargs)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--timeout", type=_seconds, metavar="S", help="interrupt the cell after S seconds")
+    parser.add_argument("--push", default="", metavar="NAMES", help="first send these variables: a,b,c")
+
+
+def distributed() -> Parser:
+    parser = _parser("%%distributed", "Run the cell on all ranks, or on those named.")
+    parser.add_argument("-n", type=int, metavar="N", help="number of ranks, when this cell starts the workers")
+    parser.add_argument("--ranks", default="all", metavar="SPEC", help="0 | 0,2 | 0-3 | main | local_main | last | all")
+    _add_run_options(parser)
+    return parser
+
+
+def on_rank() -> Parser:
+    parser = _parser("%%on_rank", "Run the cell on the ranks named only; the others skip it.")
+    parser.add_argument("ranks", metavar="SPEC", help="0 | 0,2 | 0-3 | main | local_main | last | all")
+    _add_run_options(parser)
+    return parser
+
+
+def main_process_first() -> Parser:
+    parser = _parser("%%main_process_first", "Rank 0 runs the cell, then the others do.")
+    parser.add_argument("--local", action="store_true", help="the first of each node runs first")
+    _add_run_options(parser)
+    return parser
+
+
+def wait_for_everyone() -> Parser:
+    parser = _parser("%wait_for_everyone", "A barrier over all ranks.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="what the barrier is called while ranks wait in it")
+    return parser
+
+
+def nbsync() -> Parser:
+    parser = _parser("%nbsync", "The session from the line; alone it prints the status.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    start = commands.add_parser("start", help="start the workers", allow_abbrev=False)
+    start.add_argument("-n", type=int, metavar="N", help="number of ranks; default: one per GPU, or 2")
+    start.add_argument("--backend", metavar="NAME", help="gloo | nccl | cpu:gloo,cuda:nccl")
+    start.add_argument("--seed", type=int, metavar="SEED", help="make the ranks' random states reproducible")
+    start.add_argument("--start-method", default="auto", metavar="METHOD", help="auto | fork")
+    start.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable for the workers")
+    commands.add_parser("status", help="what every rank is doing")
+    commands.add_parser("interrupt", help="interrupt what runs")
+    commands.add_parser("restart", help="fresh workers, copies of the notebook as it is now")
+    commands.add_parser("stop", help="end the workers")
+    for name, text in (("push", "send variables of the notebook"), ("pull", "fetch variables into the notebook")):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.add_argument("names", nargs="+", metavar="NAME", help="a variable")
+        command.add_argument("--ranks", default="all", metavar="SPEC", help="which ranks; default: all")
+    return parser

@@ -1,0 +1,234 @@
+"""The magics. Each parses its line and calls the session: nothing of nbsync happens only here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from IPython.core.error import UsageError as IPythonUsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError
+from nbsync.notebook import arguments, outlet
+
+_PLAIN = (UsageError, NoSession, RankBusy, StartError, TransferError)
+
+
+@magics_class
+class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
+    """`%%distributed`, `%%on_rank`, `%%main_process_first`, `%wait_for_everyone`, `%nbsync`"""
+
+    @cell_magic
+    def distributed(self, line: str, cell: str) -> None:
+        """Run the cell on every rank. `%%distributed -h` names the options."""
+        self._plainly(self._distributed, arguments.distributed(), line, cell)
+
+    @cell_magic
+    def on_rank(self, line: str, cell: str) -> None:
+        """Run the cell on the ranks named only: `%%on_rank 0,2-3`."""
+        self._plainly(self._on_rank, arguments.on_rank(), line, cell)
+
+    @cell_magic
+    def main_process_first(self, line: str, cell: str) -> None:
+        """Rank 0 runs the cell, then the others do."""
+        self._plainly(self._main_process_first, arguments.main_process_first(), line, cell)
+
+    @line_magic
+    def wait_for_everyone(self, line: str) -> None:
+        """A barrier over all ranks."""
+        self._plainly(self._wait_for_everyone, arguments.wait_for_everyone(), line)
+
+    @line_magic
+    def nbsync(self, line: str) -> None:
+        """The session from the line: start, status, interrupt, restart, stop, push, pull."""
+        self._plainly(self._nbsync, arguments.nbsync(), line)
+
+    # ---- cells ----
+
+    def _distributed(self, options: argparse.Namespace, line: str, cell: str) -> None:
+        session = self._session(options.n)
+        self._push(options.push, options.ranks)
+        session.run_cell(self._code("distributed", line, cell), options.ranks, **self._how(options))
+
+    def _on_rank(self, options: argparse.Namespace, line: str, cell: str) -> None:
+        session = self._session()
+        self._push(options.push, options.ranks)
+        session.run_cell(self._code("on_rank", line, cell), options.ranks, **self._how(options))
+
+    def _main_process_first(self, options: argparse.Namespace, line: str, cell: str) -> None:
+        session = self._session()
+        self._push(options.push, "all")
+        code = self._code("main_process_first", line, cell)
+        first = "local_main" if options.local else "main"
+        session.run_cell(code, first, **self._how(options))
+        rest = session.ranks_without(first)
+        if rest:
+            session.run_cell(code, rest, **self._how(options))
+
+    def _wait_for_everyone(self, options: argparse.Namespace) -> None:
+        self._session().run_cell(f"world.wait_for_everyone({options.name!r})", execution_count=self._count)
+
+    # ---- the line ----
+
+    def _nbsync(self, options: argparse.Namespace) -> None:
+        commands = {
+            None: self._status,
+            "start": self._start,
+            "status": self._status,
+            "interrupt": self._interrupt,
+            "restart": self._restart,
+            "stop": self._stop,
+            "push": self._push_names,
+            "pull": self._pull_names,
+        }
+        commands[options.command](options)
+
+    def _start(self, options: argparse.Namespace) -> None:
+        from nbsync.kernel.current import has_session, session, set_session
+        from nbsync.kernel.session import Session
+
+        if has_session():
+            print(f"nbsync runs already: {session().status().describe()}\n`%nbsync restart` gives fresh workers")
+            return
+        env = dict(_assignment(text) for text in options.env)
+        set_session(
+            Session(
+                options.n,
+                backend=options.backend,
+                start_method=options.start_method,
+                env=env,
+                seed=options.seed,
+            )
+        )
+        print(f"nbsync: {session().world_size} workers, {session().backend}")
+
+    def _status(self, options: argparse.Namespace) -> None:
+        from nbsync.kernel.current import has_session, session
+
+        print(session().status().describe() if has_session() else "no workers: `%nbsync start` starts them")
+
+    def _interrupt(self, options: argparse.Namespace) -> None:
+        from nbsync.kernel.current import session
+
+        ranks = session().interrupt()
+        print(f"interrupted: ranks {', '.join(map(str, ranks))}" if ranks else "nothing runs")
+
+    def _restart(self, options: argparse.Namespace) -> None:
+        from nbsync.kernel.current import session
+
+        session().restart()
+        print(f"nbsync: {session().world_size} fresh workers, {session().backend}")
+
+    def _stop(self, options: argparse.Namespace) -> None:
+        from nbsync.kernel.current import has_session, session, set_session
+
+        if has_session():
+            session().close()
+            set_session(None)
+
+    def _push_names(self, options: argparse.Namespace) -> None:
+        self._push(",".join(options.names), options.ranks)
+
+    def _pull_names(self, options: argparse.Namespace) -> None:
+        session = self._existing()
+        names = [name for text in options.names for name in _names(text)]
+        rows = session.pull(*names, ranks=options.ranks)
+        columns = [rows] if len(names) == 1 else list(zip(*rows, strict=True))
+        one_rank = len(rows) == 1
+        for name, values in zip(names, columns, strict=True):
+            self.shell.user_ns[name] = values[0] if one_rank else list(values)
+
+    # ---- small parts ----
+
+    def _plainly(
+        self, command: Callable[..., None], parser: arguments.Parser, line: str, *rest: str
+    ) -> None:
+        """Run a command; what the user can mend by another line is told without a traceback."""
+        try:
+            options = parser.parse_line(line)
+            command(options, line, *rest) if rest else command(options)
+        except arguments.HelpShown:
+            return
+        except _PLAIN as error:
+            raise IPythonUsageError(f"{type(error).__name__}: {error}") from None
+
+    def _session(self, size: int | None = None) -> Any:
+        """The current session; started now if there is none."""
+        from nbsync.kernel.current import has_session, session, set_session
+        from nbsync.kernel.session import Session
+
+        if not has_session():
+            set_session(Session(size))
+        elif size is not None and size != session().world_size:
+            raise UsageError(
+                f"{session().world_size} workers run already, not {size}: `%nbsync stop` ends them, "
+                f"`%nbsync start -n {size}` starts others"
+            )
+        return session()
+
+    def _existing(self) -> Any:
+        from nbsync.kernel.current import session
+
+        return session()
+
+    def _push(self, text: str, ranks: str) -> None:
+        names = _names(text)
+        missing = [name for name in names if name not in self.shell.user_ns]
+        if missing:
+            raise UsageError(f"there is no variable {', '.join(missing)} in the notebook")
+        if names:
+            self._existing().push({name: self.shell.user_ns[name] for name in names}, ranks)
+
+    def _code(self, magic: str, line: str, cell: str) -> str:
+        """The cell with its first line as a comment, so that line numbers are those of the notebook.
+
+        A cell magic must stay on the first line, so there the numbers are one off.
+        """
+        return cell if cell.lstrip().startswith("%%") else f"# %%{magic} {line}".rstrip() + f"\n{cell}"
+
+    def _how(self, options: argparse.Namespace) -> dict[str, Any]:
+        return {"timeout": options.timeout, "execution_count": self._count}
+
+    @property
+    def _count(self) -> int:
+        # The kernel has counted this cell already when it is stored in the history.
+        return int(self.shell.execution_count) - 1 if self.shell.history_manager else 1
+
+
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") for name in part.split()]
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--env takes NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def _our_names() -> Iterable[tuple[str, str]]:
+    return (
+        ("cell", "distributed"),
+        ("cell", "on_rank"),
+        ("cell", "main_process_first"),
+        ("line", "wait_for_everyone"),
+        ("line", "nbsync"),
+    )
+
+
+def register(shell: InteractiveShell) -> None:
+    """Add the magics to the shell, and show the workers' output in it."""
+    shell.register_magics(NbsyncMagics)
+    outlet.install()
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take the magics away again and end the workers."""
+    from nbsync.kernel.session import open_sessions
+
+    for session in open_sessions():
+        session.close()
+    for kind, name in _our_names():
+        shell.magics_manager.magics[kind].pop(name, None)

@@ -1,0 +1,63 @@
+"""The workers' output in a notebook cell, or in a terminal IPython."""
+
+from __future__ import annotations
+
+import html
+import secrets
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from IPython import get_ipython
+
+from nbsync.kernel.sink import Stream, set_front_end
+
+_LABEL_STYLE = "color: gray; font-family: monospace"
+
+
+class NotebookSink:
+    """Shows output in the cell that runs. See `nbsync.kernel.sink.Sink`."""
+
+    def __init__(self) -> None:
+        self._shell: Any = get_ipython()
+        self._live_id: str | None = None
+
+    def text(self, stream: Stream, text: str) -> None:
+        (sys.stdout if stream == "stdout" else sys.stderr).write(text)
+
+    def display(
+        self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool
+    ) -> None:
+        if not update and set(data) - {"text/plain", "text/html"}:
+            print(label)  # a front end shows an image without its text
+        transient = {"display_id": display_id} if display_id is not None else {}
+        self._shell.display_pub.publish(_labelled(label, data), metadata, transient=transient, update=update)
+
+    def clear(self, wait: bool) -> None:
+        self._shell.display_pub.clear_output(wait)
+
+    def live(self, lines: Sequence[str]) -> None:
+        if not hasattr(self._shell, "kernel"):  # a terminal has no place for it
+            return
+        update = self._live_id is not None
+        self._live_id = self._live_id or f"nbsync-live-{secrets.token_hex(8)}"
+        self._shell.display_pub.publish(
+            {"text/plain": "\n".join(lines)}, transient={"display_id": self._live_id}, update=update
+        )
+
+
+def _labelled(label: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The same bundle with the ranks' label in its text and HTML."""
+    labelled = dict(data)
+    if "text/plain" in data:
+        text = data["text/plain"]
+        labelled["text/plain"] = f"{label}\n{text}" if "\n" in text else f"{label} {text}"
+    if "text/html" in data:
+        head = f'<div style="{_LABEL_STYLE}">{html.escape(label)}</div>'
+        labelled["text/html"] = f"<div>{head}{data['text/html']}</div>"
+    return labelled
+
+
+def install() -> None:
+    """Show the output of all workers through IPython from now on."""
+    set_front_end(NotebookSink)

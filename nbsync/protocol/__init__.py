@@ -1,0 +1,1 @@
+"""What both sides speak: messages, the channel that carries them, and how users' objects travel."""

@@ -1,0 +1,186 @@
+"""The messages between the kernel and a worker: frozen dataclasses of plain data.
+
+A message never holds a user's object: those travel as `Payload` (see serial.py) and are only unpacked by the
+thread that asked for them, so that an object that fails, hangs or crashes in unpickling cannot hurt the hub.
+
+Every request to a worker's main thread carries a `run` number and is answered by exactly one `Done` with it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A pickled user object: the pickle itself and the large buffers that travel beside it, uncopied."""
+
+    pickled: bytes
+    buffers: tuple[pickle.PickleBuffer | bytearray, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.pickled) + sum(memoryview(b).nbytes for b in self.buffers)
+
+
+# ---- kernel -> worker: requests to the main thread ----
+
+
+@dataclass(frozen=True)
+class Request:
+    run: int
+
+
+@dataclass(frozen=True)
+class RunCell(Request):
+    code: str
+    execution_count: int
+
+
+@dataclass(frozen=True)
+class RunCall(Request):
+    """Call a function: the one inherited by the fork when `call` is None."""
+
+    call: Payload | None = None
+
+
+@dataclass(frozen=True)
+class Push(Request):
+    values: Payload
+
+
+@dataclass(frozen=True)
+class Pull(Request):
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Heal(Request):
+    """Give every process group of this worker a fresh backend, in the store's namespace `generation`."""
+
+    generation: int
+
+
+# ---- kernel -> worker: orders to the helper thread, not answered ----
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """Raise KeyboardInterrupt in the main thread if it still works on `run`, also out of a collective."""
+
+    run: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """Break the collective that the main thread is blocked in, if it still works on `run`."""
+
+    run: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Peek:
+    """Ask the helper thread where the main thread is; answered by `Where`."""
+
+    ticket: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the process, once the main thread is idle."""
+
+
+# ---- worker -> kernel ----
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker is up. `failure` says why it is not usable, if so."""
+
+    rank: int
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Display:
+    fence: int
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    display_id: str | None = None
+    update: bool = False
+
+
+@dataclass(frozen=True)
+class ClearOutput:
+    fence: int
+    wait: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception on a rank, in plain data.
+
+    Attributes:
+        module, type_name, message: of the exception.
+        traceback: rendered by IPython, with the cell's source lines.
+        time: when it was caught, by the host's monotonic clock, comparable between processes.
+        where: the last line of the user's code, e.g. "Cell In[3], line 7".
+        waiting_in: the torch.distributed operation it came out of, or None.
+        is_consequence: it only says that a peer failed or that the rank was released.
+        interrupted: it is the answer to an interrupt.
+        exception: the exception itself, when it can be pickled.
+    """
+
+    module: str
+    type_name: str
+    message: str
+    traceback: tuple[str, ...] = ()
+    time: float = 0.0
+    where: str = ""
+    waiting_in: str | None = None
+    is_consequence: bool = False
+    interrupted: bool = False
+    exception: Payload | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer to a request.
+
+    Attributes:
+        result: the last expression of a cell as a mime bundle, with its metadata.
+        value: what a call returned or a pull fetched.
+        group_broken: this rank's process group needs healing before its next collective.
+    """
+
+    run: int
+    fence: int
+    failure: Failure | None = None
+    result: tuple[dict[str, Any], dict[str, Any]] | None = None
+    value: Payload | None = None
+    group_broken: bool = False
+    sequence: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class BarrierEvent:
+    """A rank entered (`entered`) or left a named barrier, at `call_site`."""
+
+    name: str
+    call_site: str
+    entered: bool
+    time: float
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the main thread is: the answer to Peek. `stack` is the whole Python stack, innermost last."""
+
+    ticket: int
+    run: int | None
+    line: str
+    waiting_in: str | None
+    stack: tuple[str, ...] = field(default=())

@@ -1,0 +1,132 @@
+"""How users' objects travel between the notebook and its workers: dill, with tensors beside the pickle.
+
+Both sides descend from one notebook, so a class or function that both have is sent by name and stays the same object
+(`isinstance` and `except` go on working); what only one side has goes by value.
+Tensors are sent from CPU memory: a CUDA tensor arrives as a CPU tensor, so that the kernel never initialises CUDA.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dill
+
+from nbsync.errors import TransferError
+from nbsync.protocol.messages import Payload
+
+_shared: dict[int, Any] = {}
+
+
+def remember_shared(namespace: dict[str, Any]) -> None:
+    """Take note of the classes and functions that notebook and workers have in common.
+
+    The kernel calls it just before the fork; the workers inherit the note. Each is kept alive, so its id stays its own.
+    """
+    _shared.update(
+        (id(value), value)
+        for name, value in namespace.items()
+        if isinstance(value, type | types.FunctionType)
+        and value.__module__ == "__main__"
+        and value.__qualname__ == name
+    )
+
+
+def pack(value: Any) -> Payload:
+    """Pickle a user's object.
+
+    Raises:
+        TransferError: it cannot be pickled; the message names the part and its type.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    try:
+        _Pickler(file, protocol=5, buffer_callback=buffers.append, recurse=False).dump(value)
+    except Exception as error:  # a user's __reduce__ may raise anything
+        path, culprit = _find_culprit(value)
+        raise TransferError(
+            f"{path} of type {type(culprit).__qualname__} cannot be sent between processes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return Payload(file.getvalue(), tuple(buffers))
+
+
+def unpack(payload: Payload) -> Any:
+    """Rebuild a user's object.
+
+    Raises:
+        TransferError: it cannot be rebuilt here.
+    """
+    try:
+        return dill.loads(payload.pickled, buffers=payload.buffers)
+    except Exception as error:  # a user's __setstate__ may raise anything
+        raise TransferError(
+            f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}"
+        ) from error
+
+
+class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
+    def reducer_override(self, obj: Any) -> Any:
+        if id(obj) in _shared and getattr(sys.modules["__main__"], obj.__name__, None) is obj:
+            return obj.__name__
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
+                return obj.cpu().__reduce_ex__(5)
+            if isinstance(obj, torch.storage.TypedStorage):
+                return _rebuild_typed, (obj._untyped_storage, obj.dtype)
+            if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
+                return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
+        return NotImplemented
+
+
+def _storage_buffer(torch: Any, storage: Any) -> list[pickle.PickleBuffer]:
+    if not storage.nbytes():
+        return []
+    return [pickle.PickleBuffer(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())]
+
+
+def _rebuild_typed(untyped: Any, dtype: Any) -> Any:
+    import torch
+
+    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+
+
+def _rebuild_storage(nbytes: int, buffer: Any = None) -> Any:
+    import torch
+
+    if not nbytes:
+        return torch.UntypedStorage(0)
+    return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+
+
+def _find_culprit(value: Any, path: str = "the value", depth: int = 0) -> tuple[str, Any]:
+    """The innermost part that cannot be pickled, by the path that leads to it."""
+    for step, part in _parts(value) if depth < 6 else ():
+        if not _packs(part):
+            return _find_culprit(part, path + step, depth + 1)
+    return path, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((f"[{i}]", part) for i, part in enumerate(value))
+    elif not isinstance(value, type | types.FunctionType | types.ModuleType):
+        yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())
+
+
+def _packs(value: Any) -> bool:
+    try:
+        _Pickler(io.BytesIO(), protocol=5, buffer_callback=_ignore, recurse=False).dump(value)
+    except Exception:  # the question is only whether it can be done
+        return False
+    return True
+
+
+_ignore: Callable[[pickle.PickleBuffer], None] = lambda _: None  # noqa: E731  # as dill takes it

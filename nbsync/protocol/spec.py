@@ -1,0 +1,30 @@
+"""What a worker is told when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One rank's place in its world.
+
+    Attributes:
+        environ: variables to set, among them the torchrun set (RANK, MASTER_PORT, ...).
+        backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
+        init_group: create the process group before the first request (sessions), or leave that to the function
+            (launched functions, which may call `dist.init_process_group()` or build an `Accelerator` themselves).
+        threads: how many threads torch may use; None leaves it alone (the user set OMP_NUM_THREADS).
+        seed: base of this world's random states; every rank adds its own number.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    backend: str
+    init_group: bool
+    seed: int
+    threads: int | None
+    environ: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""What runs in a worker process. Imports the protocol, never the kernel side."""

@@ -1,0 +1,128 @@
+"""The helper thread of a worker: it does the channel's I/O and answers while the main thread is busy.
+
+It is the only thread that can act when the main thread is blocked in a collective: an interrupt or release that the
+main thread does not follow within a short grace is enforced by cutting the group's sockets.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from nbsync.protocol.channel import Channel, ChannelClosed
+from nbsync.protocol.messages import Interrupt, Peek, Release, Where
+from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.places import collective_in, users_line, walk_stack
+
+RELEASE_GRACE = 0.05  # seconds: a collective whose peers have all arrived is done by then
+CHECK_EVERY = 0.05  # seconds
+
+
+class Attendant:
+    """Serves the channel until the process ends.
+
+    Attributes:
+        inbox: the requests for the main thread, in order.
+    """
+
+    def __init__(self, channel: Channel, interrupts: Interrupts, cut_groups: Callable[[], None]) -> None:
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.released: Release | None = None
+        self._channel, self._interrupts, self._cut_groups = channel, interrupts, cut_groups
+        self._main = threading.main_thread().ident
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        channel.wake = self._wake
+        self._interrupted: int | None = None
+        self._release_at: float | None = None
+        self._idle = threading.Event()
+        self._pid = os.getpid()
+
+    def start(self) -> None:
+        threading.Thread(target=self._serve, name="nbsync-attendant", daemon=True).start()
+
+    def drain(self, timeout: float) -> None:
+        """Wait until everything that was sent has left this process."""
+        deadline = time.monotonic() + timeout
+        while self._channel.has_output and time.monotonic() < deadline:
+            self._idle.clear()
+            self._wake()
+            self._idle.wait(0.01)
+
+    def _wake(self) -> None:
+        if os.getpid() != self._pid:  # a child of this worker must not speak on its channel
+            return
+        try:
+            os.write(self._wake_in, b"\0")
+        except BlockingIOError:  # enough wake-ups are waiting already
+            pass
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                self._turn()
+        except ChannelClosed:  # the kernel is gone
+            os.killpg(0, signal.SIGKILL)
+
+    def _turn(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_out, select.POLLIN)
+        poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_output else 0))
+        watching = self._interrupted is not None or self._release_at is not None
+        ready = dict(poll.poll(CHECK_EVERY * 1000 if watching else None))
+        if self._wake_out in ready:
+            os.read(self._wake_out, 4096)
+        for message in self._channel.receive():
+            self._take(message)
+        self._channel.transmit()
+        if not self._channel.has_output:
+            self._idle.set()
+        self._enforce()
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Interrupt(run):
+                if self._interrupts.ask(run):
+                    self._interrupted = run
+            case Release(run):
+                if self._interrupts.run == run:
+                    self.released = message
+                    self._release_at = time.monotonic() + RELEASE_GRACE
+            case Peek(ticket):
+                self._channel.send(self._where(ticket))
+            case request:
+                self.inbox.put(request)
+
+    def _enforce(self) -> None:
+        """Cut the groups under a main thread that is to stop but sits in a collective."""
+        run = self._interrupts.run
+        if self._release_at is not None:
+            if self.released is None or run != self.released.run:
+                self._release_at = None
+            elif time.monotonic() >= self._release_at:
+                self._release_at = None
+                self._cut_groups()
+        if self._interrupted is not None:
+            if run != self._interrupted:
+                self._interrupted = None
+            elif collective_in(self._main_stack()) is not None:
+                self._cut_groups()
+
+    def _main_stack(self) -> list[Any]:
+        return walk_stack(sys._current_frames().get(self._main or 0))
+
+    def _where(self, ticket: int) -> Where:
+        frame = sys._current_frames().get(self._main or 0)
+        frames = walk_stack(frame)
+        linecache.checkcache()
+        stack = tuple(traceback.format_stack(frame)) if frame else ()
+        return Where(ticket, self._interrupts.run, users_line(frames), collective_in(frames), stack)

@@ -1,0 +1,64 @@
+"""An exception on a rank becomes a `Failure`: plain data that says who failed, where, and whether it only follows."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+from nbsync.errors import MainProcessFailed, TransferError
+from nbsync.protocol.messages import Failure, Payload
+from nbsync.protocol.serial import pack
+from nbsync.worker.places import collective_in, users_line, walk_traceback
+
+# What gloo and the store say when a peer has gone or the connection was cut.
+_PEER_GONE = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|recv\(\) failed|"
+    r"Connection was likely closed|failed to recv|connectFullMesh failed|writev? .*: Bad file|"
+    r"Transport endpoint is not connected|gloo.*(read|write)v?.*error|Application timeout caused pair closure",
+    re.IGNORECASE,
+)
+
+
+def describe(
+    error: BaseException,
+    rendered: Sequence[str],
+    *,
+    interrupted: bool = False,
+    released: bool = False,
+) -> Failure:
+    """Describe `error` for the kernel.
+
+    Args:
+        rendered: its traceback as IPython shows it.
+        interrupted: an interrupt was asked for in this run.
+        released: this rank's collectives were broken on purpose in this run.
+    """
+    frames = list(walk_traceback(error.__traceback__))
+    waiting_in = collective_in(frames)
+    follows = (waiting_in is not None or released) and is_consequence(error)
+    return Failure(
+        module=type(error).__module__,
+        type_name=type(error).__qualname__,
+        message=str(error),
+        traceback=tuple(rendered),
+        time=time.monotonic(),
+        where=users_line(frames),
+        waiting_in=waiting_in,
+        is_consequence=follows or isinstance(error, MainProcessFailed),
+        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and follows),
+        exception=_pack_exception(error),
+    )
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether `error` only says that a peer failed or that the connection to it was cut."""
+    return isinstance(error, RuntimeError | ConnectionError) and _PEER_GONE.search(str(error)) is not None
+
+
+def _pack_exception(error: BaseException) -> Payload | None:
+    """The exception itself without its frames, which would drag the rank's objects along."""
+    try:
+        return pack(error)
+    except TransferError:  # the kernel then shows it by name and text
+        return None

@@ -1,0 +1,72 @@
+"""KeyboardInterrupt reaches the user's code, and nothing else.
+
+SIGINT raises only while a run is open, and only the run it was meant for; a shield holds it back for the few lines
+that must not be cut in two.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupts:
+    """The SIGINT handler of a worker's main thread."""
+
+    def __init__(self) -> None:
+        self.run: int | None = None
+        self.asked: int | None = None
+        self._shields = 0
+        self._pending = False
+        self._main = threading.main_thread().ident
+
+    def install(self) -> None:
+        signal.signal(signal.SIGINT, self._handle)
+
+    def ask(self, run: int) -> bool:
+        """Interrupt `run`, if the main thread still works on it. Called by the helper thread."""
+        if self.run != run or self._main is None:
+            return False
+        self.asked = run
+        signal.pthread_kill(self._main, signal.SIGINT)
+        return True
+
+    def was_asked(self, run: int) -> bool:
+        """Whether `run` was interrupted."""
+        return self.asked == run
+
+    @contextmanager
+    def open(self, run: int) -> Iterator[None]:
+        """The lines inside may be interrupted."""
+        self.run, self._pending = run, False
+        try:
+            yield
+        finally:
+            self.run = None
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """The lines inside are not cut in two: an interrupt waits for their end."""
+        if threading.get_ident() != self._main:
+            yield
+            return
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+            if self._pending and not self._shields:
+                self._pending = False
+                if self.run is not None:
+                    raise KeyboardInterrupt
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.run is None:
+            return
+        if self._shields:
+            self._pending = True
+            return
+        raise KeyboardInterrupt

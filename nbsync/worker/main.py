@@ -1,0 +1,215 @@
+"""The life of a worker: it starts as a copy of the notebook, takes requests until it is told to stop, and exits."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from nbsync.errors import NbsyncError
+from nbsync.protocol.channel import Channel
+from nbsync.protocol.messages import (
+    BarrierEvent,
+    Done,
+    Failure,
+    Heal,
+    Payload,
+    Pull,
+    Push,
+    Ready,
+    Request,
+    RunCall,
+    RunCell,
+    Stop,
+)
+from nbsync.protocol.serial import pack, unpack
+from nbsync.protocol.spec import WorkerSpec
+from nbsync.worker import process
+from nbsync.worker.attendant import Attendant
+from nbsync.worker.bars import use_text_bars
+from nbsync.worker.failure import describe
+from nbsync.worker.group import GroupKeeper, init_process_group
+from nbsync.worker.inheritance import forget_inherited_worlds
+from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.report import set_reporter
+from nbsync.worker.seeds import seed_rank
+from nbsync.worker.shell import Bundle, CellOutcome, WorkerShell
+from nbsync.worker.streams import Streams
+from nbsync.worker.world import World
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What a worker inherits from the kernel to speak with it: its end of the channel, and two write ends."""
+
+    channel: socket.socket
+    stdout: int
+    stderr: int
+    kernel_pid: int
+
+
+def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None = None) -> NoReturn:
+    """Be rank `spec.rank` until told to stop. Never returns into the kernel's frames."""
+    try:
+        process.detach_from_kernel(ends.kernel_pid)
+        process.release_listeners()
+        Worker(spec, ends, inherited).serve()
+    finally:
+        os._exit(70)  # only reached by a defect in nbsync itself: serve() exits by itself
+
+
+class Worker:
+    """One rank: its shell, streams, process groups and helper thread."""
+
+    def __init__(self, spec: WorkerSpec, ends: Endpoints, inherited: Call | None) -> None:
+        self.spec = spec
+        self.inherited = inherited
+        self.interrupts = Interrupts()
+        self.interrupts.install()
+        self.streams = Streams(ends.stdout, ends.stderr, self.interrupts.shield)
+        faulthandler.enable(self.streams.err)
+        os.environ.update(spec.environ)
+        self.groups = GroupKeeper()
+        self.channel = Channel(ends.channel)
+        self.attendant = Attendant(self.channel, self.interrupts, self.groups.cut)
+        self.attendant.start()
+        self.shell = WorkerShell(self.channel.send, self.streams.fence)
+
+    def serve(self) -> NoReturn:
+        """Start up, then answer requests one by one."""
+        self.channel.send(Ready(self.spec.rank, self._start_up()))
+        while True:
+            request = self.attendant.inbox.get()
+            if isinstance(request, Stop):
+                self.streams.flush()
+                self.attendant.drain(timeout=1.0)
+                os._exit(0)
+            self.channel.send(self._answer(request))
+            del request
+
+    def _start_up(self) -> Failure | None:
+        """Everything that can fail for reasons outside nbsync; a failure is reported, not raised."""
+        try:
+            forget_inherited_worlds()
+            self.groups.install()
+            if self.spec.threads is not None:
+                torch.set_num_threads(self.spec.threads)
+            use_text_bars()
+            seed_rank(self.spec.seed, self.spec.rank)
+            set_reporter(_Reporter(self.channel.send))
+            world = World(backend=self.spec.backend)
+            if world.device.type == "cuda":
+                torch.cuda.set_device(world.device)
+            if self.spec.init_group:
+                init_process_group(self.spec.backend, world.device)
+            self.shell.namespace.update(
+                world=world,
+                rank=world.rank,
+                local_rank=world.local_rank,
+                world_size=world.size,
+                device=world.device,
+                torch=torch,
+                dist=dist,
+            )
+        except Exception as error:  # it must reach the user, whatever it is
+            return describe(error, self.shell.render(error))
+        return None
+
+    def _answer(self, request: Request) -> Done:
+        """Do what `request` asks for. Any error of the user's code is part of the answer."""
+        run = request.run
+        value: Payload | None = None
+        try:
+            with self.interrupts.open(run):
+                outcome, value = self._perform(request)
+        except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
+            outcome = CellOutcome(error=error, traceback=self._render(error))
+        failure = self._describe(outcome, run)
+        outcome.error = None  # its frames would keep the user's objects alive
+        return Done(
+            run,
+            self.streams.fence(has_message=True),
+            failure,
+            outcome.result,
+            value,
+            group_broken=self.groups.was_cut,
+            sequence=self.groups.sequence_numbers(),
+        )
+
+    def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
+        match request:
+            case RunCell(_, code, count):
+                return self.shell.run_cell(code, count), None
+            case RunCall(_, call):
+                function, args, kwargs = self._callable(call)
+                return CellOutcome(), pack(function(*args, **kwargs))
+            case Push(_, values):
+                self.shell.namespace.update(unpack(values))
+                return CellOutcome(), None
+            case Pull(_, names):
+                return CellOutcome(), pack([eval(name, self.shell.namespace) for name in names])
+            case Heal(_, generation):
+                self.groups.heal(self._store(), generation)
+                return CellOutcome(), None
+        raise NbsyncError(f"unknown request {type(request).__name__}")
+
+    def _callable(self, call: Payload | None) -> Call:
+        if call is not None:
+            function, args, kwargs = unpack(call)
+            return function, args, kwargs
+        if self.inherited is None:
+            raise NbsyncError("this worker inherited no function to call")
+        return self.inherited
+
+    def _store(self) -> dist.Store:
+        """A fresh connection to the kernel's store: the group's own may be blocked or cut."""
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(host, port, self.spec.world_size, is_master=False)
+
+    def _render(self, error: BaseException) -> list[str]:
+        """Without the frames of this module, which are the outermost."""
+        skip, trace = 0, error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            skip, trace = skip + 1, trace.tb_next
+        return self.shell.render(error, skip)
+
+    def _describe(self, outcome: CellOutcome, run: int) -> Failure | None:
+        if outcome.error is None:
+            return None
+        released = self.attendant.released
+        return describe(
+            outcome.error,
+            outcome.traceback,
+            interrupted=self.interrupts.was_asked(run),
+            released=released is not None and released.run == run,
+        )
+
+
+class _Reporter:
+    """Tells the kernel which barrier this rank enters and leaves."""
+
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send = send
+
+    def barrier_entered(self, name: str, call_site: str) -> None:
+        self._send(BarrierEvent(name, call_site, entered=True, time=_now()))
+
+    def barrier_left(self, name: str, call_site: str) -> None:
+        self._send(BarrierEvent(name, call_site, entered=False, time=_now()))
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()
+
+
+__all__ = ["Bundle", "Call", "Endpoints", "Worker", "work"]

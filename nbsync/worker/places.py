@@ -1,0 +1,68 @@
+"""Where the user's code is: frames and tracebacks in the user's terms."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from types import CodeType, FrameType, TracebackType
+
+_LIBRARIES = tuple(
+    {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {os.path.join(os.path.dirname(os.path.dirname(__file__)), "")}
+)
+_COLLECTIVE_FILES = (
+    os.path.join("torch", "distributed", "distributed_c10d.py"),
+    os.path.join("torch", "distributed", "_functional_collectives.py"),
+    os.path.join("torch", "distributed", "rendezvous.py"),
+)
+
+
+def describe_line(filename: str, lineno: int) -> str:
+    """`Cell In[3], line 7` for a cell's code, `train.py, line 7` for a file."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    name = shell.compile.format_code_name(filename) if shell is not None else None
+    return f"{' '.join(name) if name else os.path.basename(filename)}, line {lineno}"
+
+
+def is_users(code: CodeType) -> bool:
+    """Whether this is code of the notebook or of the user's files, not of a library."""
+    name = code.co_filename
+    return not name.startswith(_LIBRARIES) and not (name.startswith("<") and "ipython-input" not in name)
+
+
+def users_line(frames: Iterable[tuple[CodeType, int]]) -> str:
+    """The innermost line of the user's code, or "" when there is none. Frames come outermost first."""
+    mine = [(code, line) for code, line in frames if is_users(code)]
+    return describe_line(mine[-1][0].co_filename, mine[-1][1]) if mine else ""
+
+
+def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
+    """The torch.distributed operation these frames are in, e.g. "all_reduce", or None."""
+    found = None
+    for code, _ in frames:
+        name = code.co_name
+        if code.co_filename.endswith(_COLLECTIVE_FILES):
+            if found is None and name not in ("wrapper", "__call__", "_wrapped_func"):
+                found = name
+        elif name == "_engine_run_backward":
+            found = found or "backward"
+    return found
+
+
+def walk_stack(frame: FrameType | None) -> list[tuple[CodeType, int]]:
+    """A thread's frames, outermost first."""
+    found = []
+    while frame is not None:
+        found.append((frame.f_code, frame.f_lineno or 0))
+        frame = frame.f_back
+    return found[::-1]
+
+
+def walk_traceback(trace: TracebackType | None) -> Iterator[tuple[CodeType, int]]:
+    """An exception's frames, outermost first."""
+    for frame, line in traceback.walk_tb(trace):
+        yield frame.f_code, line

@@ -1,0 +1,51 @@
+"""A forked child becomes a process of its own: group, parent-death signal, and no hold on the kernel's listeners."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import stat
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def detach_from_kernel(kernel_pid: int) -> None:
+    """Leave the kernel's process group and die with the kernel.
+
+    Jupyter's interrupt is a SIGINT to the kernel's whole group, also when it is idle: a worker must not be in it.
+    """
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != kernel_pid:  # it died before the signal was set
+        os._exit(1)
+    signal.set_wakeup_fd(-1)  # the kernel's event loop must not be woken by a worker's signals
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def release_listeners() -> None:
+    """Let go of every listening socket of the kernel, whose ports a worker must not keep alive.
+
+    The descriptor is not closed but pointed at /dev/null: objects inherited from the kernel still know its number,
+    and may close it once more when it would long be somebody else's.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
+        fd = int(name)
+        if fd > 2 and _is_listener(fd):
+            os.dup2(null, fd)
+    os.close(null)
+
+
+def _is_listener(fd: int) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # closed meanwhile, or a socket of a family without the option
+        return False

@@ -1,0 +1,56 @@
+"""Tells whoever listens which barrier this rank waits in: the notebook shows it live."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from nbsync.worker.places import users_line, walk_stack
+
+
+class Reporter(Protocol):
+    """Hears of each barrier of this rank. Its methods must return quickly and not raise."""
+
+    def barrier_entered(self, name: str, call_site: str) -> None:
+        """This rank begins to wait in barrier `name`, called at e.g. `Cell In[3], line 2`."""
+
+    def barrier_left(self, name: str, call_site: str) -> None:
+        """This rank waits no longer, whatever the reason."""
+
+
+class _Silent:
+    def barrier_entered(self, name: str, call_site: str) -> None: ...
+
+    def barrier_left(self, name: str, call_site: str) -> None: ...
+
+
+_reporter: Reporter = _Silent()
+
+
+def reporter() -> Reporter:
+    """The reporter in use; at first one that does nothing."""
+    return _reporter
+
+
+def set_reporter(new: Reporter | None) -> None:
+    """Send reports to `new`; None turns them off."""
+    global _reporter
+    _reporter = _Silent() if new is None else new
+
+
+def call_site() -> str:
+    """The innermost line of the user's code that led here, e.g. `Cell In[3], line 2`."""
+    return users_line(walk_stack(sys._getframe(1)))
+
+
+@contextmanager
+def reported(name: str, site: str) -> Iterator[None]:
+    """The lines inside wait in barrier `name`. One reporter hears both ends."""
+    listener = reporter()
+    listener.barrier_entered(name, site)
+    try:
+        yield
+    finally:
+        listener.barrier_left(name, site)

@@ -1,0 +1,177 @@
+"""Cells run in IPython, in the shell that the fork inherited, with its outlets turned towards the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import getpass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+
+from nbsync.protocol.messages import ClearOutput, Display
+
+Bundle = tuple[dict[str, Any], dict[str, Any]]
+
+
+@dataclass
+class CellOutcome:
+    """What came of a cell: the last expression's mime bundle, or an exception with its rendered traceback."""
+
+    result: Bundle | None = None
+    error: BaseException | None = None
+    traceback: Sequence[str] = ()
+
+
+class WorkerShell:
+    """The worker's IPython shell.
+
+    Args:
+        send: sends a message to the kernel.
+        fence: marks this point in the output streams and returns its number.
+    """
+
+    def __init__(self, send: Callable[[Any], None], fence: Callable[[bool], int]) -> None:
+        self._send, self._fence = send, fence
+        self.shell: Any = _inherited_shell()
+        self._hook = _Hook(self.shell, self._show)
+        self._traceback: list[str] = []
+        shell = self.shell
+        shell.display_pub = _Publisher(self._show, self._clear)
+        shell.displayhook = self._hook
+        shell.display_trap.hook = self._hook
+        shell._showtraceback = self._keep_traceback
+        shell.set_next_input = lambda *args, **kwargs: None
+        shell.ask_exit = _refuse_exit
+        shell.loop_runner = "asyncio"
+        if shell.history_manager is not None:
+            shell.history_manager.enabled = False
+        _use_own_event_loop()
+        for module, name in ((builtins, "input"), (getpass, "getpass")):
+            setattr(module, name, _refuse_input)
+
+    @property
+    def namespace(self) -> dict[str, Any]:
+        return self.shell.user_ns
+
+    def run_cell(self, code: str, execution_count: int) -> CellOutcome:
+        """Run a cell as IPython does: magics, await, last expression, tracebacks with its source."""
+        self.shell.execution_count = execution_count
+        self._hook.begin(code)
+        self._traceback = []
+        outcome = self.shell.run_cell(code, store_history=False)
+        error = outcome.error_before_exec or outcome.error_in_exec
+        if error is None:
+            return CellOutcome(result=self._hook.take())
+        return CellOutcome(error=error, traceback=self._traceback or self.render(error))
+
+    def render(self, error: BaseException, skip: int = 0) -> list[str]:
+        """The traceback of `error` as IPython shows it, without its `skip` outermost frames."""
+        trace = error.__traceback__
+        for _ in range(skip):
+            trace = trace.tb_next if trace is not None else None
+        return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
+
+    def format(self, value: Any) -> Bundle:
+        """A value's mime bundle and metadata."""
+        bundle: Bundle = self.shell.display_formatter.format(value)
+        return bundle
+
+    def _keep_traceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
+        self._traceback = list(stb)
+
+    def _show(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        display_id: str | None = None,
+        update: bool = False,
+    ) -> None:
+        self._send(Display(self._fence(True), data, metadata or {}, display_id, update))
+
+    def _clear(self, wait: bool) -> None:
+        self._send(ClearOutput(self._fence(True), wait))
+
+
+class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
+    """Keeps the last expression for the cell's end; earlier ones (ast_node_interactivity="all") show at once."""
+
+    def __init__(self, shell: InteractiveShell, show: Callable[..., None]) -> None:
+        super().__init__(shell=shell, cache_size=shell.cache_size)
+        self._show_bundle = show
+        self._code = ""
+        self._kept: Bundle | None = None
+        self.do_full_cache = 0  # no Out[n]: it would keep every cell's result alive on every rank
+
+    def begin(self, code: str) -> None:
+        self._code, self._kept = code, None
+
+    def take(self) -> Bundle | None:
+        kept, self._kept = self._kept, None
+        return kept
+
+    def quiet(self) -> bool:
+        return bool(self.semicolon_at_end_of_expression(self._code))
+
+    def write_output_prompt(self) -> None:
+        pass
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+        if self._kept is not None:
+            self._show_bundle(*self._kept)
+        self._kept = (format_dict, md_dict or {})
+
+    def log_output(self, format_dict: dict[str, Any]) -> None:
+        pass
+
+    def finish_displayhook(self) -> None:
+        self._is_active = False
+
+
+class _Publisher(DisplayPublisher):  # type: ignore[misc]  # traitlets
+    def __init__(self, show: Callable[..., None], clear: Callable[[bool], None]) -> None:
+        super().__init__()
+        self._show_bundle, self._clear_output = show, clear
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: str | None = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._show_bundle(data, metadata, (transient or {}).get("display_id"), update)
+
+    def clear_output(self, wait: bool = False) -> None:
+        self._clear_output(wait)
+
+
+def _inherited_shell() -> InteractiveShell:
+    """The notebook's shell; in a plain script, a new one on its main module."""
+    if InteractiveShell.initialized():
+        return InteractiveShell.instance()
+    main = sys.modules["__main__"]
+    return InteractiveShell.instance(user_module=main, user_ns=vars(main))
+
+
+def _use_own_event_loop() -> None:
+    """Top-level await needs a loop of this process: the inherited one belongs to the kernel's main thread."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+def _refuse_input(*args: Any, **kwargs: Any) -> str:
+    raise RuntimeError(
+        "a rank cannot ask for input: read it in an ordinary cell and send it with `%nbsync push NAME`"
+    )
+
+
+def _refuse_exit() -> None:
+    sys.exit("exit() on a rank does not end its process: `%nbsync stop` ends them all")

@@ -1,0 +1,109 @@
+"""stdout and stderr of a worker: file descriptors 1 and 2 are pipes that the kernel reads.
+
+The kernel must show output in the order in which the worker made it, across two pipes and the message channel.
+So wherever the order matters (the stream changes, a figure is shown, a cell ends) a *fence* with the next number is
+written into both pipes; the kernel waits at it until all sources have come that far.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, TextIO
+
+from nbsync.protocol.fence import fence
+
+
+class Streams:
+    """Replaces the process's stdio by the two pipes.
+
+    Args:
+        stdout, stderr: write ends of the pipes; they belong to this object.
+        shield: a context manager in which the main thread is not interrupted.
+    """
+
+    def __init__(self, stdout: int, stderr: int, shield: Callable[[], AbstractContextManager[None]]) -> None:
+        # The fences go through descriptors of their own: the user may redirect or close 1 and 2.
+        self._fds = (_move_high(stdout), _move_high(stderr))
+        self._shield = shield
+        self._lock = threading.RLock()
+        self._count = 0
+        self._forked = False
+        self._last: _RankStream | None = None
+        inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (self._fds[0], 1), (self._fds[1], 2)):
+            os.dup2(source, target)
+        os.close(null)
+        self.out, self.err = _RankStream(1, self), _RankStream(2, self)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # stays open as long as the process
+        sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
+        _forward(zip(inherited, (self.out, self.err) * 2, strict=True))
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def fence(self, has_message: bool = False) -> int:
+        """Mark this point in both pipes; returns its number."""
+        with self._lock, self._shield():
+            self.flush()
+            self._count += 1
+            mark = fence(self._count, has_message)
+            for fd in self._fds:
+                os.write(fd, mark)  # shorter than PIPE_BUF: atomic
+            return self._count
+
+    def flush(self) -> None:
+        for stream in (self.out, self.err):
+            if not stream.closed:
+                stream.flush()
+
+    def _turn(self, stream: _RankStream) -> None:
+        """`stream` is about to write: keep its place relative to the other one."""
+        if self._last is stream or self._forked:
+            return
+        with self._lock:
+            if self._last is not None:
+                self.fence()
+            self._last = stream
+
+    def _after_fork(self) -> None:
+        """In a child of this worker: it writes to the same pipes, but the fences are its parent's."""
+        self._forked = True
+        self._lock = threading.RLock()
+
+
+class _RankStream(io.TextIOWrapper):
+    """sys.stdout or sys.stderr of a worker: line-buffered UTF-8; what cannot be encoded is shown escaped."""
+
+    def __init__(self, fd: int, streams: Streams) -> None:
+        raw = io.FileIO(fd, "w", closefd=False)
+        buffered = io.BufferedWriter(raw)
+        super().__init__(buffered, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        self._streams._turn(self)
+        return super().write(text)
+
+
+def _move_high(fd: int) -> int:
+    """The same pipe under a number that does not collide with 0-2 and that is not inherited by programs."""
+    import fcntl
+
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20)
+    os.close(fd)
+    return high
+
+
+def _forward(pairs: Iterable[tuple[TextIO | Any, _RankStream]]) -> None:
+    """Whoever kept the notebook's sys.stdout (a logging handler, a default argument) writes to the worker's."""
+    for old, new in pairs:
+        for method in ("write", "writelines", "flush", "isatty", "fileno"):
+            try:
+                setattr(old, method, getattr(new, method))
+            except AttributeError:  # a C-level stream on descriptor 1 or 2: it already goes to the pipe
+                break

@@ -1,0 +1,126 @@
+"""`run_ranks`: a function on several real processes that form a gloo world, as a launcher starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from typing import Any
+
+import dill
+import multiprocess
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+_LIMIT = 30.0
+
+Run = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def run_ranks() -> Iterator[Run]:
+    """Returns `run(function, size=2, *, local_size=None, environ={})`: all ranks' values, or the first error."""
+    yield _run
+    assert multiprocess.active_children() == [], "a rank outlived its test"
+
+
+def _run(
+    function: Callable[[], Any],
+    size: int = 2,
+    *,
+    local_size: int | None = None,
+    environ: dict[str, str] | None = None,
+) -> list[Any]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    context = multiprocess.get_context("fork")
+    pipes, ends = zip(*(context.Pipe() for _ in range(size)), strict=True)
+    processes = []
+    for rank, end in enumerate(ends):
+        place = _torchrun_environ(rank, size, local_size or size, port) | (environ or {})
+        foreign = [pipe for pipe in pipes + ends if pipe is not end]
+        processes.append(context.Process(target=_rank_main, args=(function, place, end, foreign)))
+    try:
+        # A thread that never computes: a fork of one that used OpenMP hangs in the child (facts.md 1).
+        forker = threading.Thread(target=lambda: [process.start() for process in processes])
+        forker.start()
+        forker.join()
+        for end in ends:
+            end.close()
+        return _collect(pipes)
+    finally:
+        for pipe in pipes:
+            pipe.close()  # lets the ranks that have reported go
+        for process in processes:
+            process.join(1)
+            process.kill()
+            process.join()
+        del store
+
+
+def _torchrun_environ(rank: int, size: int, local_size: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank % local_size),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+def _rank_main(function: Callable[[], Any], environ: dict[str, str], end: Any, foreign: list[Any]) -> None:
+    for pipe in foreign:  # a copy of another rank's end would hide that rank's death
+        pipe.close()
+    torch.set_num_threads(1)
+    os.environ.update(environ)
+    try:
+        report = dill.dumps((function(), None, ""))
+    except BaseException as error:
+        text = traceback.format_exc()
+        with suppress(BrokenPipeError):  # another rank's error came first
+            end.send_bytes(dill.dumps((None, error.with_traceback(None), text)))
+        os._exit(1)  # at once, so that a rank in a collective with this one is released
+    end.send_bytes(report)
+    # Stays until all have reported: gloo may still need this rank for the last collective of the others.
+    wait([end], _LIMIT)
+    os._exit(0)
+
+
+def _collect(pipes: Sequence[Any]) -> list[Any]:
+    deadline = time.monotonic() + _LIMIT
+    values: dict[int, Any] = {}
+    while len(values) < len(pipes):
+        waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in values]
+        ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+        if not ready:
+            pytest.fail(f"ranks {sorted(set(range(len(pipes))) - values.keys())} hung for {_LIMIT:g} s")
+        for pipe in ready:
+            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            values[rank] = _receive(rank, pipe)
+    return [values[rank] for rank in range(len(pipes))]
+
+
+def _receive(rank: int, pipe: Any) -> Any:
+    try:
+        value, error, text = dill.loads(pipe.recv_bytes())
+    except EOFError:
+        pytest.fail(f"rank {rank} died without a word")
+    if error is not None:
+        error.add_note(f"on rank {rank}:\n{text}")
+        raise error
+    return value
