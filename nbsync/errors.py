@@ -164,6 +164,11 @@ class WorkerDied(WorkerError):
         self.exit_code = exit_code
         self.signal_name = signal_name
 
+    @property
+    def summary(self) -> str:
+        """`rank 1: the process was ended by SIGKILL`"""
+        return f"{describe_ranks(self.ranks)}: {self.message}"
+
     def _render_traceback_(self) -> list[str]:
         return [f"WorkerDied: {self}"]
 
@@ -187,6 +192,8 @@ def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:
     As Ray's task errors are: `except ValueError` in the notebook catches a rank's ValueError.
     """
     if original is None or not issubclass(original, Exception) or issubclass(original, WorkerError):
+        return WorkerError
+    if issubclass(original, SyntaxError):  # IPython would point it at the code of this process
         return WorkerError
     try:
         return type(f"WorkerError({original.__name__})", (WorkerError, original), {"__module__": "nbsync"})

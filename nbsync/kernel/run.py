@@ -18,7 +18,7 @@ from typing import Any
 from nbsync.errors import describe_ranks
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.printer import Printer
-from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Release, Where
+from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 Send = Callable[[int, Any], None]
@@ -123,14 +123,13 @@ class Conductor:
                 self._printer.display(rank, message, now)
             case ClearOutput():
                 self._printer.clear(rank, message, now)
+            case Raised(_, type_name):
+                self._release(f"rank {rank} raised {type_name}")
             case Where():
                 self._run.where[rank] = message
             case Done():
                 self._run.done[rank] = message
                 self._printer.finish(rank, now)
-                failure = message.failure
-                if failure is not None and not failure.is_consequence and not failure.interrupted:
-                    self._release(f"rank {rank} raised {failure.type_name}")
             case Exited():
                 self._run.exited[rank] = message
                 self._run.exit_times[rank] = now

@@ -152,7 +152,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         except arguments.HelpShown:
             return
         except _PLAIN as error:
-            raise IPythonUsageError(f"{type(error).__name__}: {error}") from None
+            raise IPythonUsageError(str(error)) from None
 
     def _session(self, size: int | None = None) -> Any:
         """The current session; started now if there is none."""

@@ -147,6 +147,14 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Raised:
+    """An exception ended the user's code on this rank; its description follows in `Done`."""
+
+    run: int
+    type_name: str
+
+
+@dataclass(frozen=True)
 class Done:
     """The answer to a request.
 

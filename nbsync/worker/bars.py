@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import tqdm.notebook  # in the kernel already, where the fork copies it from
 
 
 def use_text_bars() -> None:
@@ -10,10 +10,7 @@ def use_text_bars() -> None:
 
     The class itself is changed, since the user's code and libraries hold references to it.
     """
-    notebook = sys.modules.get("tqdm.notebook")
-    if notebook is None:
-        return
-    bar = notebook.tqdm_notebook
+    bar = tqdm.notebook.tqdm_notebook
     for name in ("__init__", "__iter__", "update", "close", "clear", "reset", "display", "status_printer", "colour"):
         if name in vars(bar):
             delattr(bar, name)

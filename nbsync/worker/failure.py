@@ -35,8 +35,7 @@ def describe(
         released: this rank's collectives were broken on purpose in this run.
     """
     frames = list(walk_traceback(error.__traceback__))
-    waiting_in = collective_in(frames)
-    follows = (waiting_in is not None or released) and is_consequence(error)
+    follows = follows_from_others(error, released=released)
     return Failure(
         module=type(error).__module__,
         type_name=type(error).__qualname__,
@@ -44,16 +43,20 @@ def describe(
         traceback=tuple(rendered),
         time=time.monotonic(),
         where=users_line(frames),
-        waiting_in=waiting_in,
-        is_consequence=follows or isinstance(error, MainProcessFailed),
+        waiting_in=collective_in(frames),
+        is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and follows),
         exception=_pack_exception(error),
     )
 
 
-def is_consequence(error: BaseException) -> bool:
+def follows_from_others(error: BaseException, *, released: bool) -> bool:
     """Whether `error` only says that a peer failed or that the connection to it was cut."""
-    return isinstance(error, RuntimeError | ConnectionError) and _PEER_GONE.search(str(error)) is not None
+    if isinstance(error, MainProcessFailed):
+        return True
+    if not isinstance(error, RuntimeError | ConnectionError) or _PEER_GONE.search(str(error)) is None:
+        return False
+    return released or collective_in(walk_traceback(error.__traceback__)) is not None
 
 
 def _pack_exception(error: BaseException) -> Payload | None:

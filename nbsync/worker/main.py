@@ -22,6 +22,7 @@ from nbsync.protocol.messages import (
     Payload,
     Pull,
     Push,
+    Raised,
     Ready,
     Request,
     RunCall,
@@ -33,7 +34,7 @@ from nbsync.protocol.spec import WorkerSpec
 from nbsync.worker import process
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.bars import use_text_bars
-from nbsync.worker.failure import describe
+from nbsync.worker.failure import describe, follows_from_others
 from nbsync.worker.group import GroupKeeper, init_process_group
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
@@ -81,7 +82,7 @@ class Worker:
         self.channel = Channel(ends.channel)
         self.attendant = Attendant(self.channel, self.interrupts, self.groups.cut)
         self.attendant.start()
-        self.shell = WorkerShell(self.channel.send, self.streams.fence)
+        self.shell = WorkerShell(self.channel.send, self.streams.fence, self._on_error)
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -131,7 +132,8 @@ class Worker:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
         except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
-            outcome = CellOutcome(error=error, traceback=self._render(error))
+            traceback = () if self._on_error(error) else self._render(error)
+            outcome = CellOutcome(error=error, traceback=traceback)
         failure = self._describe(outcome, run)
         outcome.error = None  # its frames would keep the user's objects alive
         return Done(
@@ -181,15 +183,24 @@ class Worker:
             skip, trace = skip + 1, trace.tb_next
         return self.shell.render(error, skip)
 
+    def _on_error(self, error: BaseException) -> bool:
+        run = self.interrupts.run
+        follows = follows_from_others(error, released=self._was_released(run))
+        if run is not None and not follows and not isinstance(error, KeyboardInterrupt):
+            self.channel.send(Raised(run, type(error).__name__))
+        return follows
+
+    def _was_released(self, run: int | None) -> bool:
+        return self.attendant.released is not None and self.attendant.released.run == run
+
     def _describe(self, outcome: CellOutcome, run: int) -> Failure | None:
         if outcome.error is None:
             return None
-        released = self.attendant.released
         return describe(
             outcome.error,
             outcome.traceback,
             interrupted=self.interrupts.was_asked(run),
-            released=released is not None and released.run == run,
+            released=self._was_released(run),
         )
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import builtins
 import getpass
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from IPython.core.displayhook import DisplayHook
+from IPython.core.display_trap import DisplayTrap
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
 from nbsync.protocol.messages import ClearOutput, Display
 
 Bundle = tuple[dict[str, Any], dict[str, Any]]
+_WIDGET = "application/vnd.jupyter.widget-view+json"  # its model lives in the rank, out of the browser's reach
 
 
 @dataclass
@@ -34,17 +38,25 @@ class WorkerShell:
     Args:
         send: sends a message to the kernel.
         fence: marks this point in the output streams and returns its number.
+        on_error: told of an exception that ended a cell; returns whether its traceback is of no interest.
     """
 
-    def __init__(self, send: Callable[[Any], None], fence: Callable[[bool], int]) -> None:
-        self._send, self._fence = send, fence
+    def __init__(
+        self,
+        send: Callable[[Any], None],
+        fence: Callable[[bool], int],
+        on_error: Callable[[BaseException], bool],
+    ) -> None:
+        self._send, self._fence, self._on_error = send, fence, on_error
         self.shell: Any = _inherited_shell()
         self._hook = _Hook(self.shell, self._show)
         self._traceback: list[str] = []
         shell = self.shell
         shell.display_pub = _Publisher(self._show, self._clear)
-        shell.displayhook = self._hook
-        shell.display_trap.hook = self._hook
+        shell.displayhook = sys.displayhook = self._hook
+        shell.display_trap = DisplayTrap(hook=self._hook)  # the inherited one is in use: the fork was made in a cell
+        self._render_and_show = shell.showtraceback
+        shell.showtraceback = self._show_traceback
         shell._showtraceback = self._keep_traceback
         shell.set_next_input = lambda *args, **kwargs: None
         shell.ask_exit = _refuse_exit
@@ -52,6 +64,7 @@ class WorkerShell:
         if shell.history_manager is not None:
             shell.history_manager.enabled = False
         _use_own_event_loop()
+        _cut_line_to_front_end(shell)
         for module, name in ((builtins, "input"), (getpass, "getpass")):
             setattr(module, name, _refuse_input)
 
@@ -68,7 +81,7 @@ class WorkerShell:
         error = outcome.error_before_exec or outcome.error_in_exec
         if error is None:
             return CellOutcome(result=self._hook.take())
-        return CellOutcome(error=error, traceback=self._traceback or self.render(error))
+        return CellOutcome(error=error, traceback=self._traceback)
 
     def render(self, error: BaseException, skip: int = 0) -> list[str]:
         """The traceback of `error` as IPython shows it, without its `skip` outermost frames."""
@@ -82,6 +95,15 @@ class WorkerShell:
         bundle: Bundle = self.shell.display_formatter.format(value)
         return bundle
 
+    def _show_traceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Tell of an error at once: others may wait for this rank, and rendering takes its time.
+
+        What only follows from another rank's failure is folded into one line, and never rendered.
+        """
+        error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
+        if error is not None and not self._on_error(error):
+            self._render_and_show(exc_tuple, *args, **kwargs)
+
     def _keep_traceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
         self._traceback = list(stb)
 
@@ -92,10 +114,16 @@ class WorkerShell:
         display_id: str | None = None,
         update: bool = False,
     ) -> None:
-        self._send(Display(self._fence(True), data, metadata or {}, display_id, update))
+        shown = _presentable(data)
+        if shown:
+            self._send(Display(self._fence(True), shown, metadata or {}, display_id, update))
 
     def _clear(self, wait: bool) -> None:
         self._send(ClearOutput(self._fence(True), wait))
+
+
+def _presentable(data: dict[str, Any]) -> dict[str, Any]:
+    return {kind: value for kind, value in data.items() if kind != _WIDGET}
 
 
 class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
@@ -124,7 +152,7 @@ class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         if self._kept is not None:
             self._show_bundle(*self._kept)
-        self._kept = (format_dict, md_dict or {})
+        self._kept = (_presentable(format_dict), md_dict or {})
 
     def log_output(self, format_dict: dict[str, Any]) -> None:
         pass
@@ -160,6 +188,17 @@ def _inherited_shell() -> InteractiveShell:
         return InteractiveShell.instance()
     main = sys.modules["__main__"]
     return InteractiveShell.instance(user_module=main, user_ns=vars(main))
+
+
+def _cut_line_to_front_end(shell: Any) -> None:
+    """A worker's widgets and comms must not write to the kernel's sockets, of which it has only copies."""
+    kernel = getattr(shell, "kernel", None)
+    if kernel is not None:
+        kernel.session.send = lambda *args, **kwargs: None
+    compiler = sys.modules.get("ipykernel.compiler")
+    if compiler is not None:  # cells have the same file name on all ranks as in the notebook
+        directory = os.path.join(tempfile.gettempdir(), f"ipykernel_{os.getppid()}")
+        compiler.get_tmp_directory = lambda: directory  # type: ignore[attr-defined]
 
 
 def _use_own_event_loop() -> None:

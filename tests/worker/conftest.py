@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -16,18 +17,50 @@ import dill
 import multiprocess
 import pytest
 import torch
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import distributed_c10d as c10d
+
+from nbsync.worker.world import World
 
 _LIMIT = 30.0
 
 Run = Callable[..., list[Any]]
 
 
+class _Notes:
+    """Marks that ranks leave for each other in the store: what happened first is known without sleeping."""
+
+    def __init__(self, world: World) -> None:
+        world.wait_for_everyone()
+        self._store = c10d._get_default_store()
+
+    def leave(self, name: str) -> None:
+        self._store.set(name, "here")
+
+    def await_all(self, *names: str) -> None:
+        self._store.wait(list(names), timedelta(seconds=20))
+
+    def has(self, name: str) -> Any:
+        return self._store.check([name])
+
+
 @pytest.fixture
 def run_ranks() -> Iterator[Run]:
-    """Returns `run(function, size=2, *, local_size=None, environ={})`: all ranks' values, or the first error."""
+    """`run(function, size=2, *, local_size=None, environ=None)`: all ranks' values, or the first error."""
     yield _run
     assert multiprocess.active_children() == [], "a rank outlived its test"
+
+
+@pytest.fixture
+def Notes() -> type[_Notes]:
+    """The class: `Notes(world)` on every rank."""
+    return _Notes
+
+
+@pytest.fixture
+def group_works() -> Callable[[World], bool]:
+    """Whether a collective gives each rank what it should."""
+    return lambda world: world.gather(torch.tensor(world.rank)).tolist() == list(range(world.size))
 
 
 def _run(
@@ -110,7 +143,7 @@ def _collect(pipes: Sequence[Any]) -> list[Any]:
         if not ready:
             pytest.fail(f"ranks {sorted(set(range(len(pipes))) - values.keys())} hung for {_LIMIT:g} s")
         for pipe in ready:
-            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            rank = pipes.index(pipe)
             values[rank] = _receive(rank, pipe)
     return [values[rank] for rank in range(len(pipes))]
 

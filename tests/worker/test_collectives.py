@@ -19,7 +19,7 @@ Pair = namedtuple("Pair", ["left", "right"])
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
 
-def same(left: Any, right: Any) -> bool:
+def same(left: Any, right: Any) -> Any:
     """Whether two nested structures are alike, tensors by type, shape and values."""
     if isinstance(left, dict):
         return (
@@ -29,7 +29,7 @@ def same(left: Any, right: Any) -> bool:
         )
     if isinstance(left, list | tuple):
         return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
-    return left.dtype == right.dtype and left.shape == right.shape and bool(left.equal(right))
+    return left.dtype == right.dtype and left.shape == right.shape and left.equal(right)
 
 
 def nested(rank: int) -> dict[str, Any]:
@@ -46,10 +46,6 @@ def refused(call: Any) -> str:
     with pytest.raises(UsageError) as info:
         call()
     return str(info.value)
-
-
-def group_works(world: World) -> bool:
-    return world.gather(torch.tensor(world.rank)).tolist() == list(range(world.size))
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -83,7 +79,7 @@ def test_gather_keeps_the_dtype(run_ranks: Any) -> None:
         )
 
 
-def test_uneven_gather_is_an_error_on_every_rank(run_ranks: Any) -> None:
+def test_uneven_gather_is_an_error_on_every_rank(run_ranks: Any, group_works: Any) -> None:
     """All ranks see all shapes and what to do about it, nobody hangs, and the group works on."""
 
     def rank_main() -> Any:
@@ -99,7 +95,7 @@ def test_uneven_gather_is_an_error_on_every_rank(run_ranks: Any) -> None:
 
 
 @pytest.mark.parametrize("operation", ["gather", "reduce", "broadcast"])
-def test_what_gloo_would_die_of_is_an_error(run_ranks: Any, operation: str) -> None:
+def test_what_gloo_would_die_of_is_an_error(run_ranks: Any, operation: str, group_works: Any) -> None:
     """Another dtype, dimension, key or number of tensors on one rank raises everywhere, without advice to pad."""
 
     def rank_main() -> Any:
@@ -124,7 +120,7 @@ def test_what_gloo_would_die_of_is_an_error(run_ranks: Any, operation: str) -> N
         assert works
 
 
-def test_something_else_than_tensors_is_an_error_on_every_rank(run_ranks: Any) -> None:
+def test_something_else_than_tensors_is_an_error_on_every_rank(run_ranks: Any, group_works: Any) -> None:
     """If one rank passes something else, the others do not wait for it: all are told who and where."""
 
     def rank_main() -> Any:

@@ -1,0 +1,169 @@
+"""wait_for_everyone: who is waited for, who is missing, and what is said about it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch.distributed import distributed_c10d as c10d
+
+from nbsync.errors import BarrierTimeout
+from nbsync.worker import barrier
+from nbsync.worker.report import set_reporter
+from nbsync.worker.world import World
+
+
+def test_wait_for_everyone_waits(run_ranks: Any, Notes: Any) -> None:
+    """Nobody leaves the barrier before the last rank has come."""
+
+    def rank_main() -> Any:
+        world = World()
+        notes = Notes(world)
+        if world.rank == 0:
+            notes.await_all("1 is about to wait")
+            notes.leave("0 came")
+        else:
+            notes.leave("1 is about to wait")
+        world.wait_for_everyone()
+        return notes.has("0 came")
+
+    assert run_ranks(rank_main) == [True, True]
+
+
+def test_a_barrier_that_times_out_names_who_is_missing(run_ranks: Any, Notes: Any, group_works: Any) -> None:
+    """Those who wait get the missing ranks and the barrier's name; later on all can meet again."""
+
+    def rank_main() -> Any:
+        world = World()
+        notes = Notes(world)
+        message = ""
+        if world.rank in (0, 2):
+            with pytest.raises(BarrierTimeout) as info:
+                world.wait_for_everyone("checkpoint", timeout=0.05)
+            message = str(info.value)
+            notes.leave(f"{world.rank} gave up")
+        else:
+            notes.await_all("0 gave up", "2 gave up")
+        world.wait_for_everyone(timeout=20)
+        return message, group_works(world)
+
+    first, second, third, fourth = run_ranks(rank_main, 4)
+    assert "ranks 1,3 did not arrive at 'checkpoint' within 0.05 s" in (first[0], third[0])
+    assert {"1", "3"} <= set(first[0]) & set(third[0])
+    assert all(works for _, works in (first, second, third, fourth))
+
+
+def test_a_rank_that_gave_up_is_missed_by_the_next(run_ranks: Any, Notes: Any, group_works: Any) -> None:
+    """A late rank does not slip through a barrier that the other one has left."""
+
+    def rank_main() -> Any:
+        world = World()
+        notes = Notes(world)
+        if world.rank == 1:
+            notes.await_all("0 gave up")
+        with pytest.raises(BarrierTimeout, match=f"rank {1 - world.rank} did not arrive"):
+            world.wait_for_everyone(timeout=0.05)
+        if world.rank == 0:
+            notes.leave("0 gave up")
+        return group_works(world)
+
+    assert run_ranks(rank_main) == [True, True]
+
+
+def test_a_barrier_needs_no_timeout_on_every_rank(run_ranks: Any, group_works: Any) -> None:
+    """A rank with a timeout and one without meet, many times in a row."""
+
+    def rank_main() -> Any:
+        world = World()
+        for turn in range(20):
+            world.wait_for_everyone(timeout=20 if (turn + world.rank) % 2 else None)
+        return group_works(world)
+
+    assert run_ranks(rank_main) == [True, True]
+
+
+def test_a_rank_interrupted_in_a_barrier_has_left_it(run_ranks: Any, Notes: Any, group_works: Any) -> None:
+    """After an interrupt the rank counts as missing, and the next barrier is whole again."""
+
+    def rank_main() -> Any:
+        world = World()
+        notes = Notes(world)
+        _, process_id = world.gather_object(os.getpid())[::-1]
+        if world.rank == 0:
+            with pytest.raises(KeyboardInterrupt):
+                world.wait_for_everyone(timeout=20)
+            notes.leave("0 was interrupted")
+        else:
+            store = c10d._get_default_store()
+            while not store.get(barrier._KEY).endswith(b":0"):
+                pass
+            os.kill(process_id, signal.SIGINT)
+            notes.await_all("0 was interrupted")
+            with pytest.raises(BarrierTimeout, match="rank 0 did not arrive"):
+                world.wait_for_everyone(timeout=0.05)
+            notes.leave("1 gave up")
+        notes.await_all("1 gave up")
+        world.wait_for_everyone(timeout=20)
+        return group_works(world)
+
+    assert run_ranks(rank_main) == [True, True]
+
+
+def test_barriers_are_reported_with_the_users_line(run_ranks: Any) -> None:
+    """The reporter hears of each barrier's begin and end, with its name and the line that called it."""
+
+    def rank_main() -> Any:
+        events: list[tuple[str, str, str]] = []
+        set_reporter(
+            SimpleNamespace(
+                barrier_entered=lambda name, site: events.append(("in", name, site)),
+                barrier_left=lambda name, site: events.append(("out", name, site)),
+            )
+        )
+        world = World()
+        world.wait_for_everyone("epoch")
+        with world.main_process_first():
+            events.append(("body", "", ""))
+        return events
+
+    lines = Path(__file__).read_text().splitlines()
+    number = 1 + lines.index('        world.wait_for_everyone("epoch")')
+    epoch = f"test_barrier.py, line {number}"
+    for rank, events in enumerate(run_ranks(rank_main)):
+        assert events[:2] == [("in", "epoch", epoch), ("out", "epoch", epoch)]
+        kinds = [(kind, name) for kind, name, _ in events[2:]]
+        waits = [("in", "main_process_first"), ("out", "main_process_first")]
+        assert kinds == ([("body", ""), *waits] if rank == 0 else [*waits, ("body", "")])
+        assert all(
+            "with world.main_process_first" in lines[line_of(site)] for _, _, site in events[2:] if site
+        )
+
+
+def line_of(site: str) -> int:
+    return int(site.rpartition(" ")[2]) - 1
+
+
+def test_a_missed_barrier_is_reported_as_left(run_ranks: Any) -> None:
+    """The reporter also hears of the end of a barrier that timed out."""
+
+    def rank_main() -> Any:
+        events: list[str] = []
+        set_reporter(
+            SimpleNamespace(
+                barrier_entered=lambda *_: events.append("in"), barrier_left=lambda *_: events.append("out")
+            )
+        )
+        world = World()
+        if world.rank == 0:
+            world.set_trigger()
+        world.check_trigger()
+        if world.rank == 0:
+            with pytest.raises(BarrierTimeout):
+                world.wait_for_everyone(timeout=0.01)
+        return events
+
+    assert run_ranks(rank_main) == [["in", "out"], []]
