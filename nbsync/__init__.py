@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from nbsync.errors import (
         BarrierTimeout,
+        CollectiveMismatch,
+        Deadlock,
         Interrupted,
         MainProcessFailed,
         NbsyncError,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BarrierTimeout",
+    "CollectiveMismatch",
+    "Deadlock",
     "Interrupted",
     "MainProcessFailed",
     "NbsyncError",

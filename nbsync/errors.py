@@ -9,6 +9,8 @@ NbsyncError
 ├── WorkerError                        a rank raised; also of the original type where that is possible
 │   └── WorkerDied                     a rank's process ended
 ├── MainProcessFailed (RuntimeError)   the main process raised where the others waited for it
+├── CollectiveMismatch (RuntimeError)  the ranks are not in the same collective
+├── Deadlock (RuntimeError)            the ranks waited for each other, and would have for ever
 ├── BarrierTimeout (TimeoutError)      some ranks did not come to a barrier in time
 └── RunTimeout (TimeoutError)          a cell or call took longer than its `timeout`
 
@@ -23,6 +25,8 @@ from typing import Any
 
 __all__ = [
     "BarrierTimeout",
+    "CollectiveMismatch",
+    "Deadlock",
     "Interrupted",
     "MainProcessFailed",
     "NbsyncError",
@@ -63,6 +67,20 @@ class TransferError(NbsyncError, TypeError):
 
 class MainProcessFailed(NbsyncError, RuntimeError):
     """The main process raised in a block that the other ranks waited for."""
+
+
+class CollectiveMismatch(NbsyncError, RuntimeError):
+    """The ranks of a group are not in the same collective, or not with the same shapes and types.
+
+    Every rank of the group raises it, before anything was exchanged; the group stays usable.
+    """
+
+
+class Deadlock(NbsyncError, RuntimeError):
+    """The ranks waited for each other and could not go on; the message says who waited where, and for whom.
+
+    They were released, and keep their state.
+    """
 
 
 class BarrierTimeout(NbsyncError, TimeoutError):

@@ -15,6 +15,7 @@ class WorkerSpec:
         backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
         init_group: create the process group before the first request (sessions), or leave that to the function
             (launched functions, which may call `dist.init_process_group()` or build an `Accelerator` themselves).
+        compare_collectives: let the ranks compare what they are about to do before each blocking collective.
         threads: how many threads torch may use; None leaves it alone (the user set OMP_NUM_THREADS).
         seed: base of this world's random states; every rank adds its own number.
     """
@@ -27,4 +28,5 @@ class WorkerSpec:
     init_group: bool
     seed: int
     threads: int | None
+    compare_collectives: bool = True
     environ: Mapping[str, str] = field(default_factory=dict)

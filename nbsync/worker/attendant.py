@@ -15,15 +15,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
+from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.places import collective_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.05  # seconds: a collective whose peers have all arrived is done by then
+INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
 CHECK_EVERY = 0.05  # seconds
 
 
@@ -34,15 +35,16 @@ class Attendant:
         inbox: the requests for the main thread, in order.
     """
 
-    def __init__(self, channel: Channel, interrupts: Interrupts, cut_groups: Callable[[], None]) -> None:
+    def __init__(self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.released: Release | None = None
-        self._channel, self._interrupts, self._cut_groups = channel, interrupts, cut_groups
+        self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
         channel.wake = self._wake
         self._interrupted: int | None = None
+        self._interrupted_at = 0.0
         self._release_at: float | None = None
         self._idle = threading.Event()
         self._pid = os.getpid()
@@ -92,7 +94,7 @@ class Attendant:
         match message:
             case Interrupt(run):
                 if self._interrupts.ask(run):
-                    self._interrupted = run
+                    self._interrupted, self._interrupted_at = run, time.monotonic()
             case Release(run):
                 if self._interrupts.run == run:
                     self.released = message
@@ -104,18 +106,17 @@ class Attendant:
 
     def _enforce(self) -> None:
         """Cut the groups under a main thread that is to stop but sits in a collective."""
-        run = self._interrupts.run
-        if self._release_at is not None:
-            if self.released is None or run != self.released.run:
-                self._release_at = None
-            elif time.monotonic() >= self._release_at:
-                self._release_at = None
-                self._cut_groups()
-        if self._interrupted is not None:
-            if run != self._interrupted:
-                self._interrupted = None
-            elif collective_in(self._main_stack()) is not None:
-                self._cut_groups()
+        now, run = time.monotonic(), self._interrupts.run
+        if self._release_at is not None and now >= self._release_at:
+            self._release_at = None
+            if self.released is not None and run == self.released.run:
+                self._groups.cut()
+        if self._interrupted is not None and run != self._interrupted:
+            self._interrupted = None
+        if self._interrupted is not None and now >= self._interrupted_at + INTERRUPT_GRACE:
+            # A handler that did not run means C code: a collective, a wait for the store, or a long computation.
+            if not self._interrupts.was_noticed or collective_in(self._main_stack()) is not None:
+                self._groups.cut(with_store=not self._interrupts.was_noticed)
 
     def _main_stack(self) -> list[Any]:
         return walk_stack(sys._current_frames().get(self._main or 0))

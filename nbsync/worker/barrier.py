@@ -49,17 +49,19 @@ class _Arrival:
         self._store = store
         self._rank = rank
         self._size = size
-        self._round = self._enter()
+        self._round: int | None = None
 
-    def _enter(self) -> int:
+    def enter(self) -> None:
+        """Note that this rank is here."""
         tally = self._swap(None, _Tally())
         while True:
+            self._round = tally.round  # before the note is made: an interrupt may come in between
             arrived = tally.arrived | {self._rank}
             full = len(arrived) == self._size
             wanted = _Tally(tally.round + 1) if full else replace(tally, arrived=arrived)
             found = self._swap(tally, wanted)
             if found == wanted:
-                return tally.round
+                return
             tally = found
 
     def is_complete(self) -> bool:
@@ -67,6 +69,8 @@ class _Arrival:
 
     def withdraw(self) -> list[int]:
         """Take this rank's note back; returns the ranks that are missing, none if everyone came after all."""
+        if self._round is None:
+            return []
         tally = _Tally.decode(self._store.get(_KEY))
         while tally.round == self._round:
             wanted = replace(tally, arrived=tally.arrived - {self._rank})
@@ -95,6 +99,7 @@ def wait_at_barrier(name: str, timeout: float | None, device_ids: list[int] | No
     """
     arrival = _Arrival(c10d._get_default_store(), dist.get_rank(), dist.get_world_size())
     try:
+        arrival.enter()
         if timeout is not None:
             _wait_for_arrivals(arrival, name, timeout)
         dist.barrier(device_ids=device_ids)

@@ -42,10 +42,10 @@ def describe(
         message=str(error),
         traceback=tuple(rendered),
         time=time.monotonic(),
-        where=users_line(frames),
+        where=users_line(frames) or _where_before(error),
         waiting_in=collective_in(frames),
         is_consequence=follows,
-        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and follows),
+        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=_pack_exception(error),
     )
 
@@ -54,9 +54,19 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
     """Whether `error` only says that a peer failed or that the connection to it was cut."""
     if isinstance(error, MainProcessFailed):
         return True
-    if not isinstance(error, RuntimeError | ConnectionError) or _PEER_GONE.search(str(error)) is None:
+    if not _says_peer_gone(error):
         return False
     return released or collective_in(walk_traceback(error.__traceback__)) is not None
+
+
+def _where_before(error: BaseException) -> str:
+    """An interrupt of a blocked operation shows first as the operation's error, which is then its context."""
+    before = error.__context__
+    return users_line(walk_traceback(before.__traceback__)) if before is not None else ""
+
+
+def _says_peer_gone(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError | ConnectionError) and _PEER_GONE.search(str(error)) is not None
 
 
 def _pack_exception(error: BaseException) -> Payload | None:

@@ -7,11 +7,10 @@ group objects, and DDP, FSDP2 and DeviceMesh built on them, go on working.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import socket
 import threading
-import weakref
-from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,27 +18,29 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from nbsync.errors import NbsyncError
+from nbsync.worker.sockets import Socket, connected_sockets, open_sockets, shut_down
 
 _FIRST_SPARE_TYPE = 7  # torch names the backend types 0 to 6; the enum holds one byte
 _LAST_SPARE_TYPE = 255
-
-
-@dataclass
-class _Backend:
-    """A gloo backend and the connected sockets that came with it, as (fd, inode)."""
-
-    backend: weakref.ReferenceType[Any]
-    sockets: tuple[tuple[int, str], ...]
+_GROUPS_PER_LIFE = 10_000
+_CPU = torch.device("cpu")
+_WARNINGS, _ERRORS_ONLY = 1, 2  # levels of torch's C++ log
 
 
 class GroupKeeper:
-    """Knows every gloo backend of this process."""
+    """Knows the sockets of every gloo backend of this process, and of its connection to the store.
+
+    Attributes:
+        was_cut: a collective was freed by force: the groups need healing before they are used again.
+    """
 
     def __init__(self) -> None:
-        self._backends: list[_Backend] = []
-        self._spare_type = _FIRST_SPARE_TYPE
-        self._lock = threading.Lock()
         self.was_cut = False
+        self._sockets: set[Socket] = set()
+        self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
+        self._spare_type = _FIRST_SPARE_TYPE
+        self._device: Any = None
+        self._lock = threading.Lock()
 
     def install(self) -> None:
         """Record the sockets of each gloo backend made from now on, also by user code."""
@@ -48,30 +49,40 @@ class GroupKeeper:
 
         class ProcessGroupGloo(original):  # type: ignore[misc, valid-type]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
-                before = _open_sockets()
-                super().__init__(*args, **kwargs)
-                keeper._record(self, _open_sockets() - before)
+                keeper._before = open_sockets()
+                try:
+                    super().__init__(*args, **kwargs)
+                    keeper._record()
+                finally:
+                    keeper._before = None
 
         ProcessGroupGloo.__qualname__ = ProcessGroupGloo.__name__ = original.__name__
         c10d.ProcessGroupGloo = ProcessGroupGloo  # type: ignore[misc]
 
-    def _record(self, backend: Any, sockets: set[tuple[int, str]]) -> None:
-        connected = tuple(s for s in sockets if _is_connected(s[0]))
+    def _record(self) -> None:
         with self._lock:
-            self._backends.append(_Backend(weakref.ref(backend), connected))
+            self._sockets |= connected_sockets() - (self._before or set())
 
-    def cut(self) -> None:
-        """Free every collective that is blocked in this process, from any thread; the group then needs healing.
+    def cut(self, with_store: bool = False) -> None:
+        """Free every collective that is blocked in this process, from any thread; the groups then need healing.
 
         Listening sockets stay: gloo ends the process when one of them is shut down.
+
+        Args:
+            with_store: also free a wait for the store, as in a group that is being created.
         """
         with self._lock:
             self.was_cut = True
-            for record in self._backends:
-                for fd, inode in record.sockets:
-                    _shut_down(fd, inode)
+            doomed = set(self._sockets)
+            if self._before is not None:
+                doomed |= connected_sockets() - self._before
+            if with_store:
+                _log_of_torch(_ERRORS_ONLY)  # it would print its own stack trace of what is done on purpose here
+                doomed |= connected_sockets(peer_port=int(os.environ["MASTER_PORT"]))
+            for sock in doomed:
+                shut_down(sock)
 
-    def heal(self, store: dist.Store, generation: int) -> None:
+    def heal(self, generation: int) -> None:
         """Put a fresh backend under each process group of this process. All ranks must do it together.
 
         Raises:
@@ -79,28 +90,48 @@ class GroupKeeper:
         """
         if self._spare_type > _LAST_SPARE_TYPE:
             raise NbsyncError(
-                "the process group was healed as often as torch allows: `%nbsync restart` gives fresh workers "
-                "(save models first with `%nbsync pull`)"
+                "it was healed as often as torch allows. `%nbsync restart` gives fresh workers "
+                "(fetch what you need first: `%nbsync pull NAME`)"
             )
         kind = dist.ProcessGroup.BackendType(self._spare_type)
         self._spare_type += 1
         with self._lock:
-            self._backends.clear()
-        for pg, (_, _) in list(c10d._world.pg_map.items()):
-            if torch.device("cpu") not in pg._device_types:
-                continue
-            prefix = dist.PrefixStore(f"nbsync/heal-{generation}/{pg.group_name}", store)
-            timeout = pg._get_backend(torch.device("cpu")).options._timeout
-            fresh = c10d.ProcessGroupGloo(prefix, pg.rank(), pg.size(), timeout)
-            pg._register_backend(torch.device("cpu"), kind, fresh)
+            self._sockets.clear()
+        store = self._new_store(generation)
+        for pg, (name, _) in list(c10d._world.pg_map.items()):
+            own = dist.PrefixStore(pg.group_name, store)
+            c10d._world.pg_map[pg] = (name, own)
+            if _CPU in pg._device_types:
+                options = self._options(pg._get_backend(_CPU).options._timeout)
+                pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
+        # Ranks may disagree about groups whose creation was cut off; later groups must have one name everywhere.
+        c10d._world.group_count = generation * _GROUPS_PER_LIFE
         self.was_cut = False
+        _log_of_torch(_WARNINGS)
+
+    def _options(self, timeout: timedelta) -> Any:
+        """Backends cannot be removed from a group: one device for all, and one thread each, keep what stays small."""
+        if self._device is None:
+            interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+            make = c10d.ProcessGroupGloo.create_device
+            self._device = make(interface=interface) if interface else c10d.ProcessGroupGloo.create_default_device()
+        options = c10d.ProcessGroupGloo._Options()
+        options._devices, options._threads, options._timeout = [self._device], 1, timeout
+        return options
+
+    def _new_store(self, generation: int) -> dist.Store:
+        """A fresh connection to the kernel's store, since the old one may be cut, in a namespace of its own."""
+        host, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
+        return dist.PrefixStore(
+            f"nbsync/life-{generation}", dist.TCPStore(host, int(port), int(size), is_master=False)
+        )
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""
         return tuple(
             (pg.group_name, pg._get_sequence_number_for_group())
             for pg in c10d._world.pg_map
-            if torch.device("cpu") in pg._device_types
+            if _CPU in pg._device_types
         )
 
 
@@ -110,33 +141,10 @@ def init_process_group(backend: str, device: torch.device) -> None:
     dist.init_process_group(backend, **bound)  # type: ignore[arg-type]
 
 
-def _open_sockets() -> set[tuple[int, str]]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # the descriptor of this very listing
-            continue
-        if target.startswith("socket:"):
-            found.add((int(name), target))
-    return found
-
-
-def _is_connected(fd: int) -> bool:
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        try:
-            sock.getpeername()
-        except OSError:
-            return False
-        return True
-
-
-def _shut_down(fd: int, inode: str) -> None:
-    """Shut down a socket unless its descriptor has come to mean something else."""
+def _log_of_torch(level: int) -> None:
+    """Set the level of torch's C++ log, which TORCH_CPP_LOG_LEVEL only sets when torch is loaded."""
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so")
     try:
-        if os.readlink(f"/proc/self/fd/{fd}") != inode:
-            return
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
-    except OSError:  # closed, or the peer went first
+        ctypes.c_int.in_dll(ctypes.CDLL(library), "FLAGS_caffe2_log_level").value = level
+    except (OSError, ValueError):  # another build of torch: its warning shows, and does no harm
         return

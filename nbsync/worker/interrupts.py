@@ -19,6 +19,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.run: int | None = None
         self.asked: int | None = None
+        self.was_noticed = False  # the handler ran since the last ask: the main thread is in Python
         self._shields = 0
         self._pending = False
         self._main = threading.main_thread().ident
@@ -30,7 +31,7 @@ class Interrupts:
         """Interrupt `run`, if the main thread still works on it. Called by the helper thread."""
         if self.run != run or self._main is None:
             return False
-        self.asked = run
+        self.asked, self.was_noticed = run, False
         signal.pthread_kill(self._main, signal.SIGINT)
         return True
 
@@ -64,6 +65,7 @@ class Interrupts:
                     raise KeyboardInterrupt
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.was_noticed = True
         if self.run is None:
             return
         if self._shields:

@@ -38,10 +38,12 @@ from nbsync.worker.failure import describe, follows_from_others
 from nbsync.worker.group import GroupKeeper, init_process_group
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.places import end_at_users_line
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import Bundle, CellOutcome, WorkerShell
 from nbsync.worker.streams import Streams
+from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -79,8 +81,9 @@ class Worker:
         faulthandler.enable(self.streams.err)
         os.environ.update(spec.environ)
         self.groups = GroupKeeper()
+        self.watch = CollectiveWatch(compare=spec.compare_collectives)
         self.channel = Channel(ends.channel)
-        self.attendant = Attendant(self.channel, self.interrupts, self.groups.cut)
+        self.attendant = Attendant(self.channel, self.interrupts, self.groups)
         self.attendant.start()
         self.shell = WorkerShell(self.channel.send, self.streams.fence, self._on_error)
 
@@ -101,6 +104,7 @@ class Worker:
         try:
             forget_inherited_worlds()
             self.groups.install()
+            self.watch.install()
             if self.spec.threads is not None:
                 torch.set_num_threads(self.spec.threads)
             use_text_bars()
@@ -159,7 +163,8 @@ class Worker:
             case Pull(_, names):
                 return CellOutcome(), pack([eval(name, self.shell.namespace) for name in names])
             case Heal(_, generation):
-                self.groups.heal(self._store(), generation)
+                self.watch.forget()
+                self.groups.heal(generation)
                 return CellOutcome(), None
         raise NbsyncError(f"unknown request {type(request).__name__}")
 
@@ -171,11 +176,6 @@ class Worker:
             raise NbsyncError("this worker inherited no function to call")
         return self.inherited
 
-    def _store(self) -> dist.Store:
-        """A fresh connection to the kernel's store: the group's own may be blocked or cut."""
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(host, port, self.spec.world_size, is_master=False)
-
     def _render(self, error: BaseException) -> list[str]:
         """Without the frames of this module, which are the outermost."""
         skip, trace = 0, error.__traceback__
@@ -186,7 +186,11 @@ class Worker:
     def _on_error(self, error: BaseException) -> bool:
         run = self.interrupts.run
         follows = follows_from_others(error, released=self._was_released(run))
-        if run is not None and not follows and not isinstance(error, KeyboardInterrupt):
+        if isinstance(error, NbsyncError):  # its message says all; the frames under the user's line are ours
+            end_at_users_line(error)
+        if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
+            return True
+        if run is not None and not follows:
             self.channel.send(Raised(run, type(error).__name__))
         return follows
 

@@ -40,6 +40,17 @@ def users_line(frames: Iterable[tuple[CodeType, int]]) -> str:
     return describe_line(mine[-1][0].co_filename, mine[-1][1]) if mine else ""
 
 
+def end_at_users_line(error: BaseException) -> None:
+    """Cut off the library's frames under the user's last line, where they tell the user nothing."""
+    last, trace = None, error.__traceback__
+    while trace is not None:
+        if is_users(trace.tb_frame.f_code):
+            last = trace
+        trace = trace.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
 def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     """The torch.distributed operation these frames are in, e.g. "all_reduce", or None."""
     found = None

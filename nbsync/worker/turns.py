@@ -25,7 +25,7 @@ Exchange = Callable[["Outcome | None"], Outcome]
 """Sends the first rank's outcome to the others; a rank that passes None waits for it."""
 
 
-@dataclass(eq=False)
+@dataclass
 class _Turn:
     members: Sequence[int]
     outcome: Outcome | None = None  # what the first rank told, on the ranks that follow
@@ -65,15 +65,16 @@ def first_goes_first(rank: int, members: Sequence[int], exchange: Exchange) -> I
     if rank != members[0]:
         turn.outcome = exchange(None) if outer is None else outer.next_nested()
         _raise_failure(turn.outcome)
-    _turns.append(turn)
+    depth = len(_turns)
     error = None
     try:
+        _turns.append(turn)
         yield
     except BaseException as raised:  # whatever ends the block, nobody is left waiting
         error = _describe(raised)
         raise
     finally:
-        _turns.remove(turn)
+        del _turns[depth:]
         if rank == members[0]:
             outcome = Outcome(rank, error, tuple(turn.nested))
             if outer is None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -14,7 +17,6 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import dill
-import multiprocess
 import pytest
 import torch
 from torch._C._distributed_c10d import TCPStore
@@ -22,7 +24,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from nbsync.worker.world import World
 
-_LIMIT = 30.0
+_LIMIT = 10.0
 
 Run = Callable[..., list[Any]]
 
@@ -48,7 +50,7 @@ class _Notes:
 def run_ranks() -> Iterator[Run]:
     """`run(function, size=2, *, local_size=None, environ=None)`: all ranks' values, or the first error."""
     yield _run
-    assert multiprocess.active_children() == [], "a rank outlived its test"
+    assert multiprocessing.active_children() == [], "a rank outlived its test"
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def _run(
     store = TCPStore(
         "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
-    context = multiprocess.get_context("fork")
+    context = multiprocessing.get_context("fork")
     pipes, ends = zip(*(context.Pipe() for _ in range(size)), strict=True)
     processes = []
     for rank, end in enumerate(ends):
@@ -84,7 +86,7 @@ def _run(
         processes.append(context.Process(target=_rank_main, args=(function, place, end, foreign)))
     try:
         # A thread that never computes: a fork of one that used OpenMP hangs in the child (facts.md 1).
-        forker = threading.Thread(target=lambda: [process.start() for process in processes])
+        forker = threading.Thread(target=_start, args=(processes,))
         forker.start()
         forker.join()
         for end in ends:
@@ -116,11 +118,17 @@ def _torchrun_environ(rank: int, size: int, local_size: int, port: int) -> dict[
     }
 
 
+def _start(processes: list[Any]) -> None:
+    for process in processes:
+        process.start()
+
+
 def _rank_main(function: Callable[[], Any], environ: dict[str, str], end: Any, foreign: list[Any]) -> None:
     for pipe in foreign:  # a copy of another rank's end would hide that rank's death
         pipe.close()
     torch.set_num_threads(1)
     os.environ.update(environ)
+    faulthandler.dump_traceback_later(_LIMIT - 1, file=sys.__stderr__)
     try:
         report = dill.dumps((function(), None, ""))
     except BaseException as error:
@@ -154,6 +162,5 @@ def _receive(rank: int, pipe: Any) -> Any:
     except EOFError:
         pytest.fail(f"rank {rank} died without a word")
     if error is not None:
-        error.add_note(f"on rank {rank}:\n{text}")
-        raise error
+        raise error from RuntimeError(f"on rank {rank}:\n{text}")
     return value

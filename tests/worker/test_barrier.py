@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d as c10d
 
 from nbsync.errors import BarrierTimeout
@@ -111,6 +112,30 @@ def test_a_rank_interrupted_in_a_barrier_has_left_it(run_ranks: Any, Notes: Any,
         return group_works(world)
 
     assert run_ranks(rank_main) == [True, True]
+
+
+class InterruptedStore(HashStore):
+    """A store in which the second change is interrupted just after it was made."""
+
+    changes = 0
+
+    def compare_set(self, key: str, expected: str, wanted: str) -> bytes:
+        found = super().compare_set(key, expected, wanted)
+        self.changes += 1
+        if self.changes == 2:
+            raise KeyboardInterrupt
+        return found
+
+
+def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
+    """A rank interrupted right after its note was made, but before it knows, does not leave the note behind."""
+    store = InterruptedStore()
+    arrival = barrier._Arrival(store, 0, 2)
+    with pytest.raises(KeyboardInterrupt):
+        arrival.enter()
+    assert store.get(barrier._KEY) == b"0:0"
+    assert arrival.withdraw() == [1]
+    assert store.get(barrier._KEY) == b"0:"
 
 
 def test_barriers_are_reported_with_the_users_line(run_ranks: Any) -> None:

@@ -96,7 +96,7 @@ def test_uneven_gather_is_an_error_on_every_rank(run_ranks: Any, group_works: An
 
 @pytest.mark.parametrize("operation", ["gather", "reduce", "broadcast"])
 def test_what_gloo_would_die_of_is_an_error(run_ranks: Any, operation: str, group_works: Any) -> None:
-    """Another dtype, dimension, key or number of tensors on one rank raises everywhere, without advice to pad."""
+    """Another dtype, dimension, key or number of tensors on one rank raises everywhere."""
 
     def rank_main() -> Any:
         world = World()

@@ -88,10 +88,16 @@ def test_its_own_error_comes_before_a_lost_connection(run_ranks: Any) -> None:
 
     def rank_main() -> Any:
         world = World()
+        world.wait_for_everyone()
+
+        @world.main_process_first()
+        def fail() -> None:
+            dist.destroy_process_group()
+            raise ValueError("first")
+
         if world.rank == 0:
-            with pytest.raises(ValueError, match="first"), world.main_process_first():
-                dist.destroy_process_group()
-                raise ValueError("first")
+            with pytest.raises(ValueError, match="first"):
+                fail()
         return True
 
     assert run_ranks(rank_main, 2) == [True, True]
@@ -122,7 +128,7 @@ def test_turns_nest(run_ranks: Any, Notes: Any, group_works: Any) -> None:
 
 
 def test_a_failure_in_a_nested_turn_is_told_in_its_place(run_ranks: Any, group_works: Any) -> None:
-    """When rank 0 survives the failure of the second inner block, the others fail in that block and no other."""
+    """When rank 0 survives the failure of an inner block, the others fail in that block and no other."""
 
     def rank_main() -> Any:
         world = World()

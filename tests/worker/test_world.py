@@ -65,7 +65,6 @@ def test_its_place_is_that_of_accelerate(run_ranks: Any) -> None:
         "is_main_process",
         "is_local_main_process",
         "is_last_process",
-        "device",
         "backend",
     ]
 
@@ -240,9 +239,8 @@ def test_decorators_choose_their_ranks(run_ranks: Any) -> None:
         assert set(results) <= {2, None}
         return [result == 2 for result in results]
 
-    ranks = [
-        [rank for rank, ran in enumerate(each) if ran] for each in zip(*run_ranks(rank_main, 4, local_size=2))
-    ]
+    by_rank = run_ranks(rank_main, 4, local_size=2)
+    ranks = [[rank for rank in range(4) if ran[rank]] for ran in zip(*by_rank, strict=True)]
     assert ranks == [[0], [0], [0, 2], [0, 2], [3], [3], [1], [1, 3], [0, 2], [2], [1, 3]]
 
 
@@ -307,7 +305,7 @@ def test_each_rank_has_its_share(run_ranks: Any) -> None:
 
 @pytest.mark.parametrize("make", [World, lambda: Accelerator(cpu=True)], ids=["world", "accelerator"])
 def test_a_trigger_on_one_rank_is_seen_by_all_once(run_ranks: Any, make: Callable[[], Any]) -> None:
-    """Any rank's trigger makes the next check true everywhere, and the one after it false; as with Accelerate."""
+    """Any rank's trigger makes the next check true everywhere and the one after it false, as Accelerate's."""
 
     def rank_main() -> Any:
         process_index = int(os.environ["RANK"])
@@ -342,12 +340,13 @@ def test_unwrap_model_finds_the_users_model(run_ranks: Any) -> None:
             model,
             DistributedDataParallel(model),
             DataParallel(model),
-            torch.compile(model),
-            torch.compile(DistributedDataParallel(model)),
-            DistributedDataParallel(torch.compile(model)),
+            torch.compile(model, backend="eager"),
+            torch.compile(DistributedDataParallel(model), backend="eager"),
+            DistributedDataParallel(torch.compile(model, backend="eager")),
         ]
         sharded = torch.nn.Linear(2, 2)
         fully_shard(sharded, mesh=init_device_mesh("cpu", (world.size,)))
-        return [world.unwrap_model(each) is model for each in wrapped], world.unwrap_model(sharded) is sharded
+        found = [world.unwrap_model(each) is model for each in wrapped]
+        return found, world.unwrap_model(sharded) is sharded
 
     assert run_ranks(rank_main) == [([True] * 6, True)] * 2

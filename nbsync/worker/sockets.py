@@ -1,0 +1,47 @@
+"""The sockets of this process, and how one is shut down under the library that uses it."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+Socket = tuple[int, str]  # descriptor and inode: a descriptor alone may come to mean another socket
+
+
+def open_sockets() -> set[Socket]:
+    """All sockets of this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # closed meanwhile, as the descriptor of this very listing is
+            continue
+        if target.startswith("socket:"):
+            found.add((int(name), target))
+    return found
+
+
+def connected_sockets(peer_port: int | None = None) -> set[Socket]:
+    """The connected TCP sockets, or only those whose other end has the given port."""
+    return {sock for sock in open_sockets() if _is_connected(sock, peer_port)}
+
+
+def shut_down(sock: Socket) -> None:
+    """End the connection, unless the descriptor has come to mean something else."""
+    fd, inode = sock
+    try:
+        if os.readlink(f"/proc/self/fd/{fd}") != inode:
+            return
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
+    except OSError:  # closed, or the peer went first
+        return
+
+
+def _is_connected(sock: Socket, peer_port: int | None) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(sock[0])) as copy:
+            peer = copy.getpeername()
+    except OSError:
+        return False
+    return isinstance(peer, tuple) and (peer_port is None or peer[1] == peer_port)
