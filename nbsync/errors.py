@@ -82,6 +82,9 @@ class Deadlock(NbsyncError, RuntimeError):
     They were released, and keep their state.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        return [f"Deadlock: {self}"]
+
 
 class BarrierTimeout(NbsyncError, TimeoutError):
     """Some ranks did not arrive at a barrier within its timeout."""
@@ -89,6 +92,9 @@ class BarrierTimeout(NbsyncError, TimeoutError):
 
 class RunTimeout(NbsyncError, TimeoutError):
     """A cell or call took longer than the `timeout` that was asked for. Nothing is lost by it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"RunTimeout: {self}"]
 
 
 class Interrupted(KeyboardInterrupt):

@@ -14,6 +14,7 @@ import nbformat
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 ACCURACY = re.compile(r"test accuracy (\d\.\d+)")
 CELL_TIMEOUT = 120.0
@@ -57,10 +58,13 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, *, progress: bool = F
     """
     clear(notebook)
     report = Report(notebook) if progress else None
-    with TemporaryDirectory() as sockets:  # files in place of ports, which ipykernel warns of
+    with TemporaryDirectory() as sockets:
+        ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"}  # files in place of ports, which ipykernel warns of
         NotebookClient(
             notebook,
-            km=AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel"),
+            kernel_name="python3",
+            kernel_manager_class=AsyncKernelManager,
+            config=Config({"AsyncKernelManager": ipc}),
             timeout=CELL_TIMEOUT,
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,

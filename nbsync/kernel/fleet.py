@@ -194,7 +194,15 @@ class Fleet:
             for rank in run.ranks:
                 hub().send(self._processes[rank], request)
             printer = Printer(run.ranks, sink, label=self.plan.label, fold=self.plan.fold)
-            Conductor(run, printer, self._send, timeout=timeout, notify=notify).conduct()
+            Conductor(
+                run,
+                printer,
+                self._send,
+                world_size=self.size,
+                absent=lambda: self._absent(run),
+                timeout=timeout,
+                notify=notify,
+            ).conduct()
         finally:
             self._close_run(run)
         return run
@@ -220,6 +228,21 @@ class Fleet:
                 self._active[rank] = run
                 self.state.busy(rank, note, time.monotonic())
             return run
+
+    def _absent(self, run: Run) -> dict[int, str] | None:
+        """The ranks that nobody should wait for in `run`, and why; None when one of them may still come."""
+        absent = {}
+        for rank in set(range(self.size)) - set(run.pending):
+            if rank in run.done:
+                failure = run.done[rank].failure
+                absent[rank] = f"raised {failure.type_name}" if failure else "has finished"
+            elif self.state.phase(rank) is Phase.DEAD:
+                absent[rank] = "is not running"
+            elif self.state.phase(rank) is Phase.IDLE:
+                absent[rank] = "does not run this cell"
+            else:
+                return None
+        return absent
 
     def _close_run(self, run: Run) -> None:
         with self._lock:

@@ -93,7 +93,8 @@ class Hub:
             for line in self._lines.values():
                 self._watch_output(line)
             for key, _ in self._selector.select():
-                key.data()
+                if key.fd in self._selector.get_map():  # an earlier one of these may have ended its worker
+                    key.data()
         self._selector.close()
         os.close(self._wake_out)
         os.close(self._wake_in)

@@ -106,7 +106,8 @@ class Printer:
                 self._show_rich(ranks, entry.payload)
 
     def _line(self, ranks: tuple[int, ...], payload: Any) -> str:
-        return f"{self._label(ranks)} {payload[1]}".rstrip(" ") + "\n"
+        text = payload[1]
+        return f"{self._label(ranks)} {text}\n" if text else f"{self._label(ranks)}\n"
 
     def _show_rich(self, ranks: tuple[int, ...], payload: object) -> None:
         match payload:

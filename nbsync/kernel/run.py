@@ -9,7 +9,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -17,6 +17,7 @@ from typing import Any
 
 from nbsync.errors import describe_ranks
 from nbsync.kernel.hub import Exited
+from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
@@ -24,7 +25,6 @@ Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 Send = Callable[[int, Any], None]
 
 _INTERRUPT = (-1, "interrupt", None)
-_TICK = 0.5  # seconds between looks at the clock while nothing comes
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Run:
     Attributes:
         done: the answer of each rank that gave one.
         exited: how the processes ended that did not.
-        where: the line each rank was last seen at, after an interrupt or time limit.
+        stuck: why no rank could go on, when they were released for that.
         interrupts: how often the user interrupted it.
     """
 
@@ -44,7 +44,7 @@ class Run:
     done: dict[int, Done] = field(default_factory=dict)
     exited: dict[int, Exited] = field(default_factory=dict)
     exit_times: dict[int, float] = field(default_factory=dict)
-    where: dict[int, Where] = field(default_factory=dict)
+    stuck: str | None = None
     interrupts: int = 0
     timed_out: tuple[int, ...] = ()
     abandoned: bool = False
@@ -63,6 +63,7 @@ class Conductor:
 
     Args:
         send: sends a message to a rank.
+        world_size, absent: how many ranks there are, and which do not run, and why (see `Lookout`).
         timeout: seconds after which the run is interrupted, or None.
         notify: tells the user something, in one line.
     """
@@ -73,6 +74,8 @@ class Conductor:
         printer: Printer,
         send: Send,
         *,
+        world_size: int,
+        absent: Callable[[], Mapping[int, str] | None],
         timeout: float | None = None,
         notify: Callable[[str], None],
     ) -> None:
@@ -80,6 +83,7 @@ class Conductor:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._notify = notify
         self._released = False
+        self._lookout = Lookout(world_size, self._order, absent, time.monotonic())
 
     def conduct(self) -> None:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
@@ -99,6 +103,7 @@ class Conductor:
                     self._printer.text(rank, kind, what, time.monotonic())
         now = time.monotonic()
         self._printer.show(now)
+        self._look(now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             self._run.timed_out = self._run.pending
@@ -106,10 +111,10 @@ class Conductor:
 
     def _receive(self) -> Iterable[tuple[int, str, Any]]:
         """Everything that has come, after waiting for the first of it as long as there is nothing else to do."""
-        times = [t for t in (self._printer.next_deadline(), self._deadline) if t is not None]
-        wait = max(0.0, min(times) - time.monotonic()) if times else _TICK
+        times = (self._printer.next_deadline(), self._deadline, self._lookout.next_look)
+        wait = min(t for t in times if t is not None) - time.monotonic()
         try:
-            items = [self._run.inbox.get(timeout=min(wait, _TICK))]
+            items = [self._run.inbox.get(timeout=max(0.0, wait))]
         except queue.Empty:
             return []
         for _ in range(self._run.inbox.qsize()):
@@ -126,7 +131,7 @@ class Conductor:
             case Raised(_, type_name):
                 self._release(f"rank {rank} raised {type_name}")
             case Where():
-                self._run.where[rank] = message
+                self._lookout.take(rank, message)
             case Done():
                 self._run.done[rank] = message
                 self._printer.finish(rank, now)
@@ -135,6 +140,12 @@ class Conductor:
                 self._run.exit_times[rank] = now
                 self._printer.finish(rank, now)
                 self._release(f"rank {rank} ended")
+
+    def _look(self, now: float) -> None:
+        stuck = self._lookout.look(now)
+        if stuck is not None and not self._released:
+            self._run.stuck = stuck
+            self._release(stuck)
 
     def _release(self, reason: str) -> None:
         """Free the ranks that wait, or will wait, in a collective with a rank that does not come."""

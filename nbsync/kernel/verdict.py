@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nbsync.errors import (
+    Deadlock,
     Interrupted,
     RunTimeout,
     TransferError,
@@ -39,6 +40,8 @@ def judge(run: Run) -> BaseException | None:
             return _died(run, died, failures)
     if first is not None:
         return _raised(run, first, failures)
+    if run.stuck is not None:
+        return Deadlock(f"no rank could go on: {run.stuck}")
     if run.timed_out:
         return RunTimeout(_timeout_text(run, failures))
     if run.interrupts:

@@ -21,9 +21,14 @@ class NotebookSink:
     def __init__(self) -> None:
         self._shell: Any = get_ipython()
         self._live_id: str | None = None
+        self._last: Any = None
 
     def text(self, stream: Stream, text: str) -> None:
-        (sys.stdout if stream == "stdout" else sys.stderr).write(text)
+        file = sys.stdout if stream == "stdout" else sys.stderr
+        if self._last not in (None, file):  # ipykernel sends each stream in its own time
+            self._last.flush()
+        self._last = file
+        file.write(text)
 
     def display(
         self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool

@@ -9,7 +9,7 @@ Every request to a worker's main thread carries a `run` number and is answered b
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -185,10 +185,23 @@ class BarrierEvent:
 
 @dataclass(frozen=True)
 class Where:
-    """Where the main thread is: the answer to Peek. `stack` is the whole Python stack, innermost last."""
+    """Where the main thread is: the answer to Peek.
+
+    Attributes:
+        run: what it works on; None when it is idle.
+        line: the user's line.
+        waiting_in: the torch.distributed operation it is in, or None.
+        number: which collective of its group that is, where it is known.
+        group: the global ranks that take part in it, where they are known.
+        cpu: seconds of processor time it has used: the same twice in a row means that it waits.
+        stack: the whole Python stack as text, innermost last.
+    """
 
     ticket: int
     run: int | None
     line: str
     waiting_in: str | None
-    stack: tuple[str, ...] = field(default=())
+    number: int | None = None
+    group: tuple[int, ...] = ()
+    cpu: float = 0.0
+    stack: tuple[str, ...] = ()

@@ -22,8 +22,10 @@ from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.places import collective_in, users_line, walk_stack
+from nbsync.worker.watch import CollectiveWatch
 
 RELEASE_GRACE = 0.05  # seconds: a collective whose peers have all arrived is done by then
+STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
 CHECK_EVERY = 0.05  # seconds
 
@@ -35,17 +37,19 @@ class Attendant:
         inbox: the requests for the main thread, in order.
     """
 
-    def __init__(self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper) -> None:
+    def __init__(self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper, watch: CollectiveWatch) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.released: Release | None = None
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
+        self._watch = watch
         self._main = threading.main_thread().ident
+        self._main_native = threading.get_native_id()  # the thread object still has the forker's
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
         channel.wake = self._wake
         self._interrupted: int | None = None
         self._interrupted_at = 0.0
-        self._release_at: float | None = None
+        self._release_at = 0.0
         self._idle = threading.Event()
         self._pid = os.getpid()
 
@@ -74,13 +78,16 @@ class Attendant:
                 self._turn()
         except ChannelClosed:  # the kernel is gone
             os.killpg(0, signal.SIGKILL)
+        except BaseException:  # without this thread the rank would hang: better it ends, and says why
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(70)
 
     def _turn(self) -> None:
         poll = select.poll()
         poll.register(self._wake_out, select.POLLIN)
         poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_output else 0))
-        watching = self._interrupted is not None or self._release_at is not None
-        ready = dict(poll.poll(CHECK_EVERY * 1000 if watching else None))
+        ready = dict(poll.poll(CHECK_EVERY * 1000 if self._is_enforcing else None))
         if self._wake_out in ready:
             os.read(self._wake_out, 4096)
         for message in self._channel.receive():
@@ -96,7 +103,7 @@ class Attendant:
                 if self._interrupts.ask(run):
                     self._interrupted, self._interrupted_at = run, time.monotonic()
             case Release(run):
-                if self._interrupts.run == run:
+                if run > self._interrupts.over:  # it may not have begun yet
                     self.released = message
                     self._release_at = time.monotonic() + RELEASE_GRACE
             case Peek(ticket):
@@ -105,18 +112,24 @@ class Attendant:
                 self.inbox.put(request)
 
     def _enforce(self) -> None:
-        """Cut the groups under a main thread that is to stop but sits in a collective."""
+        """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
-        if self._release_at is not None and now >= self._release_at:
-            self._release_at = None
-            if self.released is not None and run == self.released.run:
+        if self.released is not None and run == self.released.run and now >= self._release_at:
+            # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
+            if not self._groups.was_cut:
                 self._groups.cut()
-        if self._interrupted is not None and run != self._interrupted:
-            self._interrupted = None
-        if self._interrupted is not None and now >= self._interrupted_at + INTERRUPT_GRACE:
+            elif now >= self._release_at + STORE_GRACE and collective_in(self._main_stack()) is not None:
+                self._groups.cut(with_store=True)
+        if self._interrupted is not None and run == self._interrupted and now >= self._interrupted_at + INTERRUPT_GRACE:
             # A handler that did not run means C code: a collective, a wait for the store, or a long computation.
             if not self._interrupts.was_noticed or collective_in(self._main_stack()) is not None:
                 self._groups.cut(with_store=not self._interrupts.was_noticed)
+
+    @property
+    def _is_enforcing(self) -> bool:
+        run, over = self._interrupts.run, self._interrupts.over
+        is_released = self.released is not None and self.released.run > over
+        return is_released or (run is not None and run == self._interrupted)
 
     def _main_stack(self) -> list[Any]:
         return walk_stack(sys._current_frames().get(self._main or 0))
@@ -125,5 +138,21 @@ class Attendant:
         frame = sys._current_frames().get(self._main or 0)
         frames = walk_stack(frame)
         linecache.checkcache()
-        stack = tuple(traceback.format_stack(frame)) if frame else ()
-        return Where(ticket, self._interrupts.run, users_line(frames), collective_in(frames), stack)
+        current = self._watch.current
+        return Where(
+            ticket,
+            self._interrupts.run,
+            users_line(frames),
+            current.name if current else collective_in(frames),
+            current.number if current else None,
+            current.ranks if current else (),
+            _cpu_seconds(self._main_native),
+            tuple(traceback.format_stack(frame)) if frame else (),
+        )
+
+
+def _cpu_seconds(thread: int | None) -> float:
+    """Processor time of one thread of this process."""
+    with open(f"/proc/self/task/{thread}/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

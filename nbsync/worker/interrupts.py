@@ -18,6 +18,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.run: int | None = None
+        self.over = 0  # the last run that was closed: orders for a later one may come before it is opened
         self.asked: int | None = None
         self.was_noticed = False  # the handler ran since the last ask: the main thread is in Python
         self._shields = 0
@@ -46,7 +47,7 @@ class Interrupts:
         try:
             yield
         finally:
-            self.run = None
+            self.run, self.over = None, run
 
     @contextmanager
     def shield(self) -> Iterator[None]:

@@ -83,7 +83,7 @@ class Worker:
         self.groups = GroupKeeper()
         self.watch = CollectiveWatch(compare=spec.compare_collectives)
         self.channel = Channel(ends.channel)
-        self.attendant = Attendant(self.channel, self.interrupts, self.groups)
+        self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch)
         self.attendant.start()
         self.shell = WorkerShell(self.channel.send, self.streams.fence, self._on_error)
 

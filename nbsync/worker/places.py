@@ -13,10 +13,15 @@ _LIBRARIES = tuple(
     {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {os.path.join(os.path.dirname(os.path.dirname(__file__)), "")}
 )
+_COLLECTIVE_FOLDERS = (
+    os.path.join("torch", "distributed", ""),
+    os.path.join("torch", "nn", "parallel", "distributed.py"),
+)
 _COLLECTIVE_FILES = (
     os.path.join("torch", "distributed", "distributed_c10d.py"),
     os.path.join("torch", "distributed", "_functional_collectives.py"),
     os.path.join("torch", "distributed", "rendezvous.py"),
+    os.path.join("nbsync", "worker", "barrier.py"),
 )
 
 
@@ -53,14 +58,17 @@ def end_at_users_line(error: BaseException) -> None:
 
 def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     """The torch.distributed operation these frames are in, e.g. "all_reduce", or None."""
-    found = None
+    found = last = None
     for code, _ in frames:
+        last = code
         name = code.co_name
         if code.co_filename.endswith(_COLLECTIVE_FILES):
             if found is None and name not in ("wrapper", "__call__", "_wrapped_func"):
                 found = name
         elif name == "_engine_run_backward":
             found = found or "backward"
+    if found is None and last is not None and any(part in last.co_filename for part in _COLLECTIVE_FOLDERS):
+        return last.co_name  # below it there is C++ only, as in the first steps of DDP
     return found
 
 

@@ -165,4 +165,4 @@ def _encode(text: str) -> torch.Tensor:
 
 
 def _decode(tensor: torch.Tensor) -> str:
-    return bytes(tensor.tolist()).rstrip(_SEPARATOR.encode()).decode(errors="replace")
+    return tensor.numpy().tobytes().rstrip(_SEPARATOR.encode()).decode(errors="replace")

@@ -19,9 +19,18 @@ def _lines_of(text: str, rank: int) -> list[str]:
 
 def test_labels_and_folding(live: Notebook) -> None:
     """Each line carries its rank; the same line of all ranks is shown once, under all of them."""
-    cell = "%%distributed\nprint('same')\nprint('mine', rank)\nprint('again')\nif rank: print('only one')"
-    assert live.run(cell).ok().stdout == "[0-1] same\n[0] mine 0\n[1] mine 1\n[0-1] again\n[1] only one\n"
+    assert live.run("%%distributed\nprint('same')\nprint('same two')").ok().stdout == "[0-1] same\n[0-1] same two\n"
+    said = live.run("%%distributed\nprint('same')\nprint('mine', rank)").ok().stdout
+    assert said.splitlines()[0] == "[0-1] same"
+    assert sorted(said.splitlines()[1:]) == ["[0] mine 0", "[1] mine 1"]
     assert live.run("%%on_rank 1\nprint('a'); print('b')").ok().stdout == "[1] a\n[1] b\n"
+
+
+def test_folding_after_a_difference(live: Notebook) -> None:
+    """Ranks that said different things are folded again as soon as they say the same at the same time."""
+    cell = "%%distributed\ndist.barrier(); print('mine', rank); print('again')"
+    for _ in range(20):
+        assert live.run(cell).ok().stdout.endswith("\n[0-1] again\n")
 
 
 def test_repeated_lines_stay_in_order(live: Notebook) -> None:

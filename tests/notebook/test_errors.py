@@ -1,0 +1,263 @@
+"""What a failing rank makes of the cell, and that the next cell works."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from notebooks import Notebook
+
+
+def _works(notebook: Notebook) -> None:
+    """A collective joins all ranks."""
+    outcome = notebook.run("%%distributed\nt = torch.tensor(rank + 1); dist.all_reduce(t); t.item()")
+    assert outcome.ok().texts == ["[0-1] 3"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "caught"),
+    [
+        ("ValueError('boom')", "ValueError"),
+        ("KeyError('missing')", "KeyError"),
+        ("FileNotFoundError(2, 'No such file', 'data.csv')", "OSError"),
+        ("StopIteration(3)", "StopIteration"),
+        ("RuntimeError('')", "RuntimeError"),
+        ("UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad')", "UnicodeError"),
+        ("Own('mine', 7)", "Own"),
+        ("torch.OutOfMemoryError('no memory')", "RuntimeError"),
+    ],
+)
+def test_errors_are_of_the_original_type(live: Notebook, raised: str, caught: str) -> None:
+    """`except` in the notebook catches a rank's error by its own type and as nbsync.WorkerError."""
+    live.run(
+        "import nbsync, torch\nclass Own(Exception):\n"
+        "    def __init__(self, text, number): super().__init__(text); self.number = number"
+    ).ok()
+    live.run("%nbsync restart").ok()
+    cell = (
+        f"try:\n    get_ipython().run_cell_magic('on_rank', '1', '''raise {raised}''')\n"
+        f"except {caught} as error:\n"
+        "    caught = error\n"
+        "print(isinstance(caught, nbsync.WorkerError), caught.rank, caught.ranks, caught.type_name)"
+    )
+    name = raised.partition("(")[0].rpartition(".")[2]
+    assert live.run(cell).ok().stdout.startswith(f"True 1 (1,) {name}")
+    _works(live)
+
+
+def test_attributes_of_the_original(live: Notebook) -> None:
+    """The error tells what the original told: its arguments, attributes and errno; the original itself is at hand."""
+    live.run("class Own(Exception):\n    def __init__(self, a, b): super().__init__(a); self.b = b").ok()
+    live.run("%nbsync restart").ok()
+    live.run(
+        "def catch(code):\n    try:\n        get_ipython().run_cell_magic('on_rank', '1', code)\n"
+        "    except Exception as error:\n        return error"
+    ).ok()
+    assert live.run("catch('raise Own(1, 2)').original.b").ok().texts == ["2"]
+    assert live.run("catch('open(\"/nowhere\")').original.errno").ok().texts == ["2"]
+    assert live.run("catch('open(\"/nowhere\")').errno").ok().texts == ["2"]
+    assert live.run("catch('{}[\"k\"]').original.args").ok().texts == ["('k',)"]
+    assert live.run("'k' in str(catch('{}[\"k\"]'))").ok().texts == ["True"]
+
+
+def test_key_error_message(live: Notebook) -> None:
+    """A KeyError's missing key is shown as Python shows it."""
+    error = live.run("%%on_rank 0\n{'a': 1}['b']").failed("KeyError")
+    assert error.evalue == "rank 0: KeyError: 'b'"
+    assert error.traceback.splitlines()[-1] == "KeyError: 'b'"
+
+
+def test_unpicklable_error(live: Notebook) -> None:
+    """An error that cannot be sent is shown by its type and text all the same."""
+    cell = (
+        "%%on_rank 1\nclass Odd(ValueError):\n    def __init__(self, a, b): super().__init__('odd one'); self.g = (i for i in a)\n"
+        "raise Odd([], 1)"
+    )
+    error = live.run(cell).failed()
+    assert "rank 1: Odd: odd one" in error.evalue
+    assert "----> 4 raise Odd([], 1)" in error.traceback
+    _works(live)
+
+
+def test_chained_errors(live: Notebook) -> None:
+    """The cause of an error is part of its traceback."""
+    cell = "%%on_rank 0\ntry:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise ValueError('from it') from e"
+    error = live.run(cell).failed("ValueError")
+    assert "ZeroDivisionError: division by zero" in error.traceback
+    assert "direct cause" in error.traceback
+
+
+def test_heading_names_the_rank(live: Notebook) -> None:
+    """The front end's name and value of the error say type, rank and text."""
+    error = live.run("%%on_rank 1\nraise ValueError('boom')").failed()
+    assert "ValueError" in error.ename
+    assert error.evalue == "rank 1: ValueError: boom"
+    assert error.traceback.startswith("rank 1 raised ValueError")
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize("wait", ["dist.barrier()", "dist.all_reduce(t)", "world.wait_for_everyone('end')"])
+def test_root_cause_is_never_the_peer(live: Notebook, culprit: int, wait: str) -> None:
+    """The rank that failed first is blamed; the one that waited for it is released and named in one line."""
+    cell = f"%%distributed\nt = torch.ones(1)\nif rank == {culprit}:\n    raise ValueError('root')\n{wait}"
+    error = live.run(cell, timeout=10).failed("ValueError")
+    assert error.evalue.splitlines()[0] == f"rank {culprit}: ValueError: root"
+    (line,) = error.evalue.splitlines()[1:]
+    assert re.match(rf"rank {1 - culprit}: waited in \w+ at Cell In\[\d+\], line 5", line)
+    assert error.traceback.count("Traceback (most recent call last)") == 1
+    assert "Connection closed" not in error.traceback
+    _works(live)
+
+
+def test_caught_errors_do_not_end_the_cell(live: Notebook) -> None:
+    """An error that the user's code catches is the user's business."""
+    cell = "%%distributed\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    print('caught')\ndist.barrier()"
+    assert live.run(cell).ok().stdout == "[0-1] caught\n"
+
+
+def test_same_error_on_all_ranks(live: Notebook) -> None:
+    """The same error on all ranks is shown once, for `ranks 0-1`."""
+    error = live.run("%%distributed\nraise ValueError('everywhere')").failed("ValueError")
+    assert error.evalue == "ranks 0-1: ValueError: everywhere"
+    assert error.traceback.startswith("ranks 0-1 raised ValueError")
+    assert error.traceback.count("everywhere") == 2  # its source line and its text
+    _works(live)
+
+
+def test_different_errors(live: Notebook) -> None:
+    """Of different errors the first is shown whole, each other in one line with its place."""
+    cell = (
+        "%%distributed\nimport os, time\n"
+        "if rank == 0:\n    open('failed', 'w').close(); raise ValueError('first')\n"
+        "while not os.path.exists('failed'): time.sleep(0.01)\n"
+        "time.sleep(0.05); raise KeyError('second')"
+    )
+    outcome = live.run(cell)
+    error = outcome.failed("ValueError")
+    assert error.evalue.splitlines()[0] == "rank 0: ValueError: first"
+    assert error.evalue.splitlines()[1:] == [f"rank 1: KeyError: 'second' at Cell In[{outcome.number}], line 6"]
+    assert error.traceback.splitlines()[-1] == error.evalue.splitlines()[1]
+    live.run("import os; os.remove('failed')").ok()
+    _works(live)
+
+
+def test_syntax_error(live: Notebook) -> None:
+    """A syntax error is shown with the cell's line, once for all ranks."""
+    outcome = live.run("%%distributed\nx = 1\ndef f(:\n    pass")
+    error = outcome.failed()
+    assert error.evalue.startswith("ranks 0-1: SyntaxError: invalid syntax")
+    assert f"Cell In[{outcome.number}], line 3" in error.traceback
+    assert "def f(:" in error.traceback
+    indent = live.run("%%distributed\nif True:\nx = 1").failed()
+    assert "IndentationError" in indent.traceback
+    _works(live)
+
+
+def test_name_error_of_a_late_definition(live: Notebook) -> None:
+    """A name that the notebook defined after the start is a NameError on the ranks."""
+    live.run("defined_too_late = 1").ok()
+    assert "defined_too_late" in live.run("%%distributed\ndefined_too_late").failed("NameError").evalue
+
+
+@pytest.mark.parametrize("leave", ["import sys; sys.exit(3)", "raise SystemExit('bye')", "exit()", "quit()"])
+def test_exit(live: Notebook, leave: str) -> None:
+    """sys.exit and its like end the cell with an error, not the worker or the notebook."""
+    live.run("%%distributed\nkept = 1").ok()
+    error = live.run(f"%%on_rank 1\n{leave}").failed()
+    assert "SystemExit" in error.evalue
+    assert live.run("%%distributed\nkept").ok().texts == ["[0-1] 1"]
+    _works(live)
+
+
+def test_keyboard_interrupt_raised_by_a_rank(live: Notebook) -> None:
+    """A KeyboardInterrupt that the code itself raises is told as what it is."""
+    error = live.run("%%on_rank 0\nraise KeyboardInterrupt").failed()
+    assert "KeyboardInterrupt" in error.evalue + error.ename
+    _works(live)
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("os._exit(3)", "exit code 3"),
+        ("os._exit(0)", "exit code 0"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM"),
+        ("ctypes.string_at(0)", "SIGSEGV"),
+        ("os.abort()", "SIGABRT"),
+    ],
+)
+def test_dead_rank(live: Notebook, end: str, told: str) -> None:
+    """A rank that ends is named with its signal or exit code; the others are released and keep their state."""
+    live.run("%%distributed\nkept = rank").ok()
+    cell = f"%%distributed\nimport ctypes, os, signal\nif rank == 1: {end}\ndist.barrier()"
+    error = live.run(cell, timeout=10).failed("WorkerDied")
+    assert error.evalue.startswith(f"rank 1: the process {'ended with' if 'exit' in told else 'was ended by'} {told}")
+    assert "rank 0: waited in barrier" in error.evalue
+    assert live.run("%%on_rank 0\nkept").ok().texts == ["[0] 0"]
+    again = live.run("%%distributed\nkept").failed("WorkerDied")
+    assert "restart" in again.evalue
+    assert told in live.run("%nbsync status").ok().stdout
+    live.run("%nbsync restart").ok()
+    _works(live)
+
+
+def test_segfault_shows_where(live: Notebook) -> None:
+    """Of a crash in C code, the Python line is shown."""
+    outcome = live.run("%%on_rank 1\nimport ctypes\ndef crash():\n    ctypes.string_at(0)\ncrash()")
+    outcome.failed("WorkerDied")
+    assert "Segmentation fault" in outcome.stderr
+    assert "crash" in outcome.stderr
+    live.run("%nbsync restart").ok()
+    _works(live)
+
+
+def test_all_ranks_die(live: Notebook) -> None:
+    """When all ranks end alike it is told once, and restart brings them back."""
+    error = live.run("%%distributed\nimport os\nos._exit(7)").failed("WorkerDied")
+    assert error.evalue.startswith("ranks 0-1: the process")
+    live.run("%nbsync restart").ok()
+    _works(live)
+
+
+def test_death_between_cells(live: Notebook) -> None:
+    """A rank that ends while no cell runs is named at the next cell."""
+    live.run("%%on_rank 1\nimport os, threading\nt = threading.Timer(0.05, os._exit, [5]); t.start()").ok()
+    live.run("%%on_rank 1\nt.join()").failed("WorkerDied")
+    error = live.run("%%distributed\nrank").failed("WorkerDied")
+    assert "rank 1" in error.evalue
+    assert "exit code 5" in error.evalue
+    live.run("%nbsync restart").ok()
+    _works(live)
+
+
+def test_error_in_display(live: Notebook) -> None:
+    """A repr that raises on a rank does not break the worker."""
+    live.run("%%on_rank 0\nclass Bad:\n    def __repr__(self): raise ValueError('in repr')\nBad()")
+    _works(live)
+
+
+def test_errors_many_times(live: Notebook) -> None:
+    """Ten failures in a row leave the session as good as new."""
+    for number in range(10):
+        cell = f"%%distributed\nif rank == {number % 2}: raise ValueError('round {number}')\ndist.barrier()"
+        assert f"rank {number % 2}: ValueError: round {number}" in live.run(cell, timeout=10).failed("ValueError").evalue
+        _works(live)
+
+
+def test_interrupt(live: Notebook) -> None:
+    """Jupyter's interrupt ends the cell on all ranks with KeyboardInterrupt, and their variables stay."""
+    live.run("%%distributed\nkept = rank").ok()
+    for busy in ("time.sleep(60)", "while True: pass", "dist.barrier() if rank else time.sleep(60)"):
+        live.start(f"%%distributed\nimport time\nprint('busy')\n{busy}")
+        live.wait_for_output("[0-1] busy", timeout=10)
+        live.interrupt()
+        live.wait(timeout=10).failed("KeyboardInterrupt")
+        assert live.run("%%distributed\nkept").ok().texts == ["[0] 0", "[1] 1"]
+        _works(live)
+
+
+def test_interrupt_of_the_idle_notebook(live: Notebook) -> None:
+    """An interrupt while nothing runs hurts no worker."""
+    live.interrupt()
+    _works(live)
