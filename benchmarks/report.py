@@ -105,4 +105,6 @@ def _percentile(samples: Samples, share: float) -> float:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if abs(seconds) >= 1 else f"{1000 * seconds:.1f} ms"
+    if abs(seconds) >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.1f} ms" if abs(seconds) >= 0.001 else f"{1000 * seconds:.3f} ms"

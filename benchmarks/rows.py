@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from kernels import Cell, CellFailed, Kernel
 from report import Check, Row, at_most, at_most_above, at_most_times
@@ -17,6 +19,7 @@ Work = Callable[[], float]  # does it once and returns the seconds
 
 NBSYNC, ACCELERATE, FLOOR = "nbsync", "accelerate", "bare fork + gloo"
 LINES = 20_000
+COLLECTIVES = 200
 _CELLS_PER_REPEAT = 20
 _FRESH_KERNELS = 3
 
@@ -27,12 +30,24 @@ _REDUCE = "%%distributed\nt = torch.ones(1)\ndist.all_reduce(t)\nassert t.item()
 
 # The same function for both launchers. A port of its own: other kernels of this host may use the default one.
 _DEFINE = """
-import os, socket, warnings
+import os, socket, time, warnings
 def reduce_once():
     dist.init_process_group("gloo")
     t = torch.ones(1)
     dist.all_reduce(t)
     assert t.item() == 2
+    dist.destroy_process_group()
+def reduce_often(count, file):
+    dist.init_process_group("gloo")
+    t = torch.ones(1)
+    for i in range(20 + count):
+        if i == 20:
+            begin = time.perf_counter()
+        dist.all_reduce(t, op=dist.ReduceOp.MAX)
+    seconds = time.perf_counter() - begin
+    if dist.get_rank() == 0:
+        with open(file, "w") as out:
+            print(seconds, file=out)
     dist.destroy_process_group()
 def free_port():
     with socket.socket() as sock:
@@ -137,6 +152,26 @@ def cell(repeats: int) -> Row:
     plain = series["plain kernel cell"]
     check = at_most_above("%%distributed", series["%%distributed"], "a plain cell", plain, limit=0.003)
     return Row("cell", "x = 1 on 2 ranks", series, [check])
+
+
+def collectives(repeats: int) -> Row:
+    """What nbsync adds to collectives of the user's code; timed inside the launched function, on rank 0."""
+    with (
+        Kernel(_IMPORT_TORCH, _DEFINE, _IMPORT_NBSYNC, _IMPORT_ACCELERATE) as kernel,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        file = Path(folder, "seconds")
+
+        def launched(code: str) -> float:
+            kernel.run(code.replace("(reduce_once,", f"(reduce_often, ({COLLECTIVES}, {str(file)!r}),"))
+            return float(file.read_text()) / COLLECTIVES
+
+        series = _take_turns(
+            max(1, repeats // 2),
+            {NBSYNC: lambda: launched(_BY_NBSYNC), ACCELERATE: lambda: launched(_BY_ACCELERATE)},
+            warm_up=1,
+        )
+    return Row("collectives", f"one all_reduce of one number, of {COLLECTIVES} in a row", series)
 
 
 def lines(repeats: int) -> Row:
@@ -280,6 +315,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "first-launch": first_launch,
     "session": session,
     "cell": cell,
+    "collectives": collectives,
     "lines": lines,
     "transfer": transfer,
     "restart": restart,

@@ -58,8 +58,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, *, progress: bool = F
     """
     clear(notebook)
     report = Report(notebook) if progress else None
-    with TemporaryDirectory() as sockets:
-        ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"}  # files in place of ports, which ipykernel warns of
+    with TemporaryDirectory() as sockets:  # in place of ports, which ipykernel warns of
+        ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         NotebookClient(
             notebook,
             kernel_name="python3",

@@ -8,53 +8,26 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbsync.errors import NoSession, RankBusy, StartError, WorkerDied, describe_ranks
-from nbsync.kernel.devices import Placement, threads_per_rank
 from nbsync.kernel.engines.base import Call, Engine, Process
 from nbsync.kernel.hub import Exited
-from nbsync.kernel.printer import Label, Printer, bracket_label
-from nbsync.kernel.rendezvous import LOOPBACK, Rendezvous, loopback_defaults, torchrun_environment
-from nbsync.kernel.run import Conductor, Inbox, Run
+from nbsync.kernel.plan import Plan, make_spec
+from nbsync.kernel.printer import Printer
+from nbsync.kernel.rendezvous import Rendezvous
+from nbsync.kernel.run import Conductor, Run
 from nbsync.kernel.sink import Sink
 from nbsync.kernel.state import Phase, WorldState
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.verdict import describe_exit
-from nbsync.protocol.messages import BarrierEvent, Heal, Ready, Request, Stop
+from nbsync.protocol.messages import BarrierEvent, Ready, Request, Stop
 from nbsync.protocol.serial import remember_shared
-from nbsync.protocol.spec import WorkerSpec
 
 START_LIMIT = 60.0  # seconds until every rank must have come up
 STOP_GRACE = 0.5  # seconds for an idle rank to end by itself
-HEAL_LIMIT = 20.0
 _KEPT_BETWEEN_RUNS = 1000  # pieces of output that came while no cell ran
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to start the workers.
-
-    Attributes:
-        init_group: whether workers create the process group at start.
-        seed: base of the random states; drawn when None.
-        port: of the rendezvous; 0 lets the system choose.
-        run_id, restart_count, max_restarts: as torchrun's environment tells them.
-    """
-
-    placement: Placement
-    init_group: bool = True
-    seed: int | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    host: str = LOOPBACK
-    port: int = 0
-    run_id: str = "none"
-    restart_count: int = 0
-    max_restarts: int = 0
-    label: Label = bracket_label
-    fold: bool = True
 
 
 class Fleet:
@@ -64,14 +37,13 @@ class Fleet:
         self.plan = plan
         self.size = plan.placement.world_size
         self.state = WorldState(plan.placement.backend)
-        self.broken: str | None = None  # why the process group cannot be used, if so
         self._engine, self._inherited = engine, inherited
         self._processes: dict[int, Process] = {}
         self._active: dict[int, Run] = {}
         self._between: deque[tuple[int, str, Any]] = deque(maxlen=_KEPT_BETWEEN_RUNS)
         self._lock = threading.Lock()
         self._runs = 0
-        self._generation = 0
+        self.life = 0  # how often the process group was made whole again
         self._rendezvous: Rendezvous | None = None
 
     # ---- starting and ending ----
@@ -83,26 +55,57 @@ class Fleet:
             StartError: some did not come up; none is left running.
         """
         self._rendezvous = Rendezvous.open(self.size, self.plan.host, self.plan.port)
+        try:
+            self._bring_up(range(self.size))
+        except BaseException:  # also an interrupt: all or nothing
+            self.close()
+            raise
+
+    def refill(self, ranks: Sequence[int], mend: Callable[[int], None]) -> None:
+        """Replace the workers of `ranks` by fresh ones, copies of the notebook as it is now.
+
+        Args:
+            mend: makes the other ranks join the given new life of the process group, and returns when they have.
+
+        Raises:
+            StartError: they did not come up; the others are untouched.
+        """
+        self._end([self._processes[rank] for rank in ranks])
+        self.life += 1
+        life = self.life
+        self._bring_up(ranks, meanwhile=lambda: mend(life))
+
+    def _bring_up(self, ranks: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Start the workers of `ranks` and wait until they are up."""
+        assert self._rendezvous is not None
         seed = secrets.randbits(62) if self.plan.seed is None else self.plan.seed
         remember_shared(vars(sys.modules["__main__"]))
-        start = Run(self._next_number(), tuple(range(self.size)))
-        self._active = dict.fromkeys(start.ranks, start)
-        specs = [self._spec(rank, seed, self._rendezvous) for rank in start.ranks]
+        start = Run(self._next_number(), tuple(ranks))
+        self._active.update(dict.fromkeys(ranks, start))
+        specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life) for rank in ranks]
         try:
             for process in self._engine.start(specs, self._inherited):
                 self._processes[process.rank] = process
                 self.state.started(process.rank, process.pid, time.monotonic())
                 hub().attach(process, self._route)
-            self._wait_until_up(start.inbox)
-        except BaseException:  # also an interrupt: all or nothing
-            self.close()
+            meanwhile()
+            self._wait_until_up(start)
+        except BaseException:  # also an interrupt
+            self._end([self._processes[rank] for rank in ranks if rank in self._processes])
             raise
-        self._active.clear()
+        finally:
+            for rank in ranks:
+                self._active.pop(rank, None)
 
     def close(self) -> None:
         """End all workers, those that do not follow by force. Idempotent."""
-        processes = [p for p in self._processes.values() if self.state.phase(p.rank) is not Phase.DEAD]
-        for process in processes:
+        self._end(list(self._processes.values()))
+        self._processes.clear()
+        self._rendezvous = None
+
+    def _end(self, processes: Sequence[Process]) -> None:
+        """Ask those that are idle; end the others, and what is left, by force."""
+        for process in self._alive(processes):
             if self.state.phase(process.rank) is Phase.IDLE:
                 hub().send(process, Stop())
             else:
@@ -114,9 +117,7 @@ class Fleet:
             process.kill()
         while self._alive(processes):  # SIGKILL cannot be ignored
             time.sleep(0.001)
-        self._engine.stopped(list(self._processes.values()))
-        self._processes.clear()
-        self._rendezvous = None
+        self._engine.stopped(processes)
 
     @property
     def is_running(self) -> bool:
@@ -125,39 +126,12 @@ class Fleet:
     def _alive(self, processes: Sequence[Process]) -> list[Process]:
         return [p for p in processes if self.state.phase(p.rank) is not Phase.DEAD]
 
-    def _spec(self, rank: int, seed: int, rendezvous: Rendezvous) -> WorkerSpec:
-        environ = torchrun_environment(
-            rank,
-            self.size,
-            rendezvous,
-            run_id=self.plan.run_id,
-            restart_count=self.plan.restart_count,
-            max_restarts=self.plan.max_restarts,
-        )
-        environ |= loopback_defaults() | {"NBSYNC_BACKEND": self.plan.placement.backend}
-        if not self.plan.placement.uses_gpu:
-            environ["ACCELERATE_USE_CPU"] = "true"
-        threads = threads_per_rank(self.size)
-        if threads is not None:
-            environ["OMP_NUM_THREADS"] = str(threads)
-        return WorkerSpec(
-            rank=rank,
-            local_rank=rank,
-            world_size=self.size,
-            local_world_size=self.size,
-            backend=self.plan.placement.backend,
-            init_group=self.plan.init_group,
-            seed=seed,
-            threads=threads,
-            environ=environ | dict(self.plan.env),
-        )
-
-    def _wait_until_up(self, inbox: Inbox) -> None:
-        missing = set(range(self.size))
+    def _wait_until_up(self, start: Run) -> None:
+        missing = set(start.ranks)
         deadline = time.monotonic() + START_LIMIT
         while missing:
             try:
-                rank, kind, what = inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+                rank, kind, what = start.inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise StartError(f"{describe_ranks(sorted(missing))} did not come up in {START_LIMIT:.0f} s") from None
             match what:
@@ -215,7 +189,7 @@ class Fleet:
                 if self.state.phase(rank) is Phase.DEAD:
                     raise WorkerDied(
                         ranks=[rank],
-                        message=f"is not running: it {self.state.note(rank)}. `%nbsync restart` gives fresh workers",
+                        message=f"is not running: it {self.state.note(rank)}. `%nbsync restart --ranks {rank}` brings it back",
                     )
                 if rank in self._active:
                     raise RankBusy(f"rank {rank} is busy: {self.state.note(rank)}. `%nbsync interrupt` interrupts it")
@@ -252,31 +226,6 @@ class Fleet:
                 self._active.pop(rank, None)
                 if rank not in run.exited:
                     self.state.idle(rank, time.monotonic())
-
-    def heal(self, sink: Sink, run: Run, notify: Callable[[str], None]) -> None:
-        """Make the process group whole again after a run that failed, if it is not."""
-        if not (run.has_failed or run.interrupts or run.timed_out):
-            return
-        unfit = [rank for rank in range(self.size) if self.state.phase(rank) is not Phase.IDLE]
-        if unfit:
-            self.broken = f"{describe_ranks(unfit)} cannot take part"
-            return
-        if not any(done.group_broken for done in run.done.values()) and _agree(run):
-            return
-        self._generation += 1
-        generation = self._generation
-        healed = self.execute(
-            lambda number: Heal(number, generation),
-            range(self.size),
-            sink,
-            note="healing the process group",
-            timeout=HEAL_LIMIT,
-            notify=notify,
-        )
-        failures = [done.failure for done in healed.done.values() if done.failure]
-        self.broken = failures[0].message if failures else None
-        if self.broken:
-            notify(f"the process group could not be healed: {self.broken}")
 
     # ---- in the hub's thread ----
 
@@ -318,11 +267,3 @@ class Fleet:
     def _next_number(self) -> int:
         self._runs += 1
         return self._runs
-
-
-def _agree(run: Run) -> bool:
-    """Whether every group has seen equally many collectives on all ranks that answered."""
-    seen: dict[str, int] = {}
-    return all(
-        seen.setdefault(name, count) == count for done in run.done.values() for name, count in done.sequence
-    )

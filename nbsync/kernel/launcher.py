@@ -9,7 +9,7 @@ from typing import Any
 
 from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.devices import check_start_method, count_gpus, place
-from nbsync.kernel.fleet import Plan
+from nbsync.kernel.plan import Plan
 from nbsync.kernel.printer import Label
 from nbsync.kernel.rendezvous import LOOPBACK
 from nbsync.kernel.session import Session

@@ -12,7 +12,9 @@ from typing import Any
 from nbsync.errors import NoSession, TransferError, UsageError, describe_ranks
 from nbsync.kernel.devices import check_start_method, count_gpus, place
 from nbsync.kernel.engines.base import Call
-from nbsync.kernel.fleet import Fleet, Plan
+from nbsync.kernel.fleet import Fleet
+from nbsync.kernel.mend import heal_after, refill
+from nbsync.kernel.plan import Plan
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink, make_sink
@@ -37,6 +39,9 @@ class Session:
         backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
         start_method: "auto" or "fork".
         env: variables to set in the workers, over everything that nbsync sets.
+        refill: bring a rank back at once when its process has ended, as a fresh copy of the notebook.
+        compare_collectives: let the ranks compare shapes, types and operations before each blocking collective, so
+            that a difference is an error on all of them instead of a crash, a hang or a wrong number.
         seed: makes the ranks' random states (random, numpy, torch) reproducible; they differ by rank.
 
     Raises:
@@ -52,10 +57,19 @@ class Session:
         start_method: str = "auto",
         env: Mapping[str, str] | None = None,
         seed: int | None = None,
+        refill: bool = False,
+        compare_collectives: bool = True,
     ) -> None:
         check_start_method(start_method)
         placement = place(num_processes, backend, count_gpus())
-        self._begin(Plan(placement, env=dict(env or {}), seed=seed), None)
+        plan = Plan(
+            placement,
+            env=dict(env or {}),
+            seed=seed,
+            refill=refill,
+            compare_collectives=compare_collectives,
+        )
+        self._begin(plan, None)
 
     @classmethod
     def from_plan(cls, plan: Plan, inherited: Call | None = None) -> Session:
@@ -182,8 +196,20 @@ class Session:
         """Interrupt what runs, from another thread. Returns the ranks that were busy."""
         return self._fleet.interrupt(Interrupt)
 
-    def restart(self) -> None:
-        """End all workers and start fresh ones as copies of the notebook as it is now."""
+    def restart(self, ranks: Ranks | None = None) -> None:
+        """Start fresh workers as copies of the notebook as it is now.
+
+        Args:
+            ranks: only these; the others keep their state, and the process group of the whole world goes on.
+                None for all, in a new world.
+
+        Raises:
+            StartError: they did not come up.
+        """
+        if ranks is not None:
+            sink = make_sink()
+            refill(self._fleet, self._choose(ranks), sink, lambda line: sink.text("stderr", f"nbsync: {line}\n"))
+            return
         self._fleet.close()
         self._fleet = self._start_fleet()
         if self not in _open_sessions:
@@ -217,7 +243,11 @@ class Session:
         fleet = self._fleet
         run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
         if self._plan.init_group:
-            fleet.heal(sink, run, notify)
+            if self._plan.refill and run.exited:
+                refill(fleet, self.dead_ranks, sink, notify)
+                notify(f"{describe_ranks(tuple(run.exited))} came back as a fresh copy of the notebook")
+            else:
+                heal_after(run, fleet, sink, notify)
         return run
 
     def _values(

@@ -100,6 +100,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
                 start_method=options.start_method,
                 env=env,
                 seed=options.seed,
+                refill=options.refill,
+                compare_collectives=not options.no_compare,
             )
         )
         print(f"nbsync: {session().world_size} workers, {session().backend}")
@@ -118,8 +120,9 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
     def _restart(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import session
 
-        session().restart()
-        print(f"nbsync: {session().world_size} fresh workers, {session().backend}")
+        session().restart(options.ranks)
+        fresh = f"rank {options.ranks} is fresh" if options.ranks else f"{session().world_size} fresh workers"
+        print(f"nbsync: {fresh}, {session().backend}")
 
     def _stop(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import has_session, session, set_session

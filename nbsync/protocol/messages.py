@@ -58,9 +58,9 @@ class Pull(Request):
 
 @dataclass(frozen=True)
 class Heal(Request):
-    """Give every process group of this worker a fresh backend, in the store's namespace `generation`."""
+    """Give every process group of this worker a fresh backend. `life` numbers the groups' new life."""
 
-    generation: int
+    life: int
 
 
 # ---- kernel -> worker: orders to the helper thread, not answered ----

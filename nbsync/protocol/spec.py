@@ -11,6 +11,7 @@ class WorkerSpec:
     """One rank's place in its world.
 
     Attributes:
+        life: how often the process group was made whole again before this worker was started.
         environ: variables to set, among them the torchrun set (RANK, MASTER_PORT, ...).
         backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
         init_group: create the process group before the first request (sessions), or leave that to the function
@@ -29,4 +30,5 @@ class WorkerSpec:
     seed: int
     threads: int | None
     compare_collectives: bool = True
+    life: int = 0
     environ: Mapping[str, str] = field(default_factory=dict)

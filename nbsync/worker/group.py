@@ -8,6 +8,7 @@ group objects, and DDP, FSDP2 and DeviceMesh built on them, go on working.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import threading
 from datetime import timedelta
@@ -23,6 +24,7 @@ from nbsync.worker.sockets import Socket, connected_sockets, open_sockets, shut_
 _FIRST_SPARE_TYPE = 7  # torch names the backend types 0 to 6; the enum holds one byte
 _LAST_SPARE_TYPE = 255
 _GROUPS_PER_LIFE = 10_000
+_DEFAULT_GROUP = "0"  # the name that torch gives to the first group
 _CPU = torch.device("cpu")
 _WARNINGS, _ERRORS_ONLY = 1, 2  # levels of torch's C++ log
 
@@ -40,6 +42,8 @@ class GroupKeeper:
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
         self._spare_type = _FIRST_SPARE_TYPE
         self._device: Any = None
+        self._lost: dict[str, tuple[int, ...]] = {}
+        self._life_store: dist.Store | None = None
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -51,13 +55,19 @@ class GroupKeeper:
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 keeper._before = open_sockets()
                 try:
-                    super().__init__(*args, **kwargs)
+                    super().__init__(*keeper._arguments(*args), **kwargs)
                     keeper._record()
                 finally:
                     keeper._before = None
 
         ProcessGroupGloo.__qualname__ = ProcessGroupGloo.__name__ = original.__name__
         c10d.ProcessGroupGloo = ProcessGroupGloo  # type: ignore[misc]
+
+    def _arguments(self, store: dist.Store, *rest: Any) -> tuple[Any, ...]:
+        """A worker that joins a world later meets the others where they heal their default group."""
+        if self._life_store is None:
+            return store, *rest
+        return dist.PrefixStore(_DEFAULT_GROUP, self._life_store), *rest
 
     def _record(self) -> None:
         with self._lock:
@@ -82,8 +92,30 @@ class GroupKeeper:
             for sock in doomed:
                 shut_down(sock)
 
-    def heal(self, generation: int) -> None:
+    def join(self, backend: str, device: torch.device, life: int) -> None:
+        """Create the default process group from the torchrun environment.
+
+        Args:
+            life: how often the world was made whole again before: the other ranks wait in that life's namespace.
+        """
+        if life:
+            self._life_store = self._new_store(life)
+            self._life_store.set(f"groups/{os.environ['RANK']}", json.dumps([_DEFAULT_GROUP]))
+        bound = {"device_id": device} if device.type == "cuda" and "nccl" in backend else {}
+        dist.init_process_group(backend, **bound)  # type: ignore[arg-type]
+        if self._life_store is not None:
+            self._settle(life, self._life_store)
+            self._life_store = None
+
+    def heal(self, life: int) -> list[tuple[int, ...]]:
         """Put a fresh backend under each process group of this process. All ranks must do it together.
+
+        Args:
+            life: number of the groups' new life.
+
+        Returns:
+            The ranks of each group that must be made again, since not all its members know it: a rank was started
+            afresh, or the group's creation was cut off. Each is returned once.
 
         Raises:
             NbsyncError: there is no backend type left to register it under.
@@ -97,17 +129,37 @@ class GroupKeeper:
         self._spare_type += 1
         with self._lock:
             self._sockets.clear()
-        store = self._new_store(generation)
-        for pg, (name, _) in list(c10d._world.pg_map.items()):
+        store = self._new_store(life)
+        known = self._known_to_all(store)
+        for pg in list(c10d._world.pg_map):
+            if _CPU not in pg._device_types or pg.group_name not in known:
+                continue
+            options = self._options(pg._get_backend(_CPU).options._timeout)
             own = dist.PrefixStore(pg.group_name, store)
-            c10d._world.pg_map[pg] = (name, own)
-            if _CPU in pg._device_types:
-                options = self._options(pg._get_backend(_CPU).options._timeout)
-                pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
-        # Ranks may disagree about groups whose creation was cut off; later groups must have one name everywhere.
-        c10d._world.group_count = generation * _GROUPS_PER_LIFE
+            pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
+        self._settle(life, store)
         self.was_cut = False
         _log_of_torch(_WARNINGS)
+        mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
+        lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
+        self._lost.update(lost)
+        return list(lost.values())
+
+    def _known_to_all(self, store: dist.Store) -> set[str]:
+        """The names of the groups of this process that all their members know."""
+        mine = {pg.group_name: list(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
+        store.set(f"groups/{dist.get_rank()}", json.dumps(sorted(mine)))
+        others = {rank: json.loads(store.get(f"groups/{rank}")) for rank in range(dist.get_world_size())}
+        return {name for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
+
+    def _settle(self, life: int, store: dist.Store) -> None:
+        """Let all groups use the new connection to the store, and later groups have one name on all ranks.
+
+        Ranks may disagree about groups whose creation was cut off, and so about the next group's number.
+        """
+        for pg, (name, _) in list(c10d._world.pg_map.items()):
+            c10d._world.pg_map[pg] = (name, dist.PrefixStore(pg.group_name, store))
+        c10d._world.group_count = life * _GROUPS_PER_LIFE
 
     def _options(self, timeout: timedelta) -> Any:
         """Backends cannot be removed from a group: one device for all, and one thread each, keep what stays small."""
@@ -119,11 +171,11 @@ class GroupKeeper:
         options._devices, options._threads, options._timeout = [self._device], 1, timeout
         return options
 
-    def _new_store(self, generation: int) -> dist.Store:
+    def _new_store(self, life: int) -> dist.Store:
         """A fresh connection to the kernel's store, since the old one may be cut, in a namespace of its own."""
         host, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
         return dist.PrefixStore(
-            f"nbsync/life-{generation}", dist.TCPStore(host, int(port), int(size), is_master=False)
+            f"nbsync/life-{life}", dist.TCPStore(host, int(port), int(size), is_master=False)
         )
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
@@ -133,12 +185,6 @@ class GroupKeeper:
             for pg in c10d._world.pg_map
             if _CPU in pg._device_types
         )
-
-
-def init_process_group(backend: str, device: torch.device) -> None:
-    """Create the default process group from the torchrun environment."""
-    bound = {"device_id": device} if device.type == "cuda" and "nccl" in backend else {}
-    dist.init_process_group(backend, **bound)  # type: ignore[arg-type]
 
 
 def _log_of_torch(level: int) -> None:

@@ -35,7 +35,7 @@ from nbsync.worker import process
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.bars import use_text_bars
 from nbsync.worker.failure import describe, follows_from_others
-from nbsync.worker.group import GroupKeeper, init_process_group
+from nbsync.worker.group import GroupKeeper
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.places import end_at_users_line
@@ -114,7 +114,7 @@ class Worker:
             if world.device.type == "cuda":
                 torch.cuda.set_device(world.device)
             if self.spec.init_group:
-                init_process_group(self.spec.backend, world.device)
+                self.groups.join(self.spec.backend, world.device, self.spec.life)
             self.shell.namespace.update(
                 world=world,
                 rank=world.rank,
@@ -162,10 +162,9 @@ class Worker:
                 return CellOutcome(), None
             case Pull(_, names):
                 return CellOutcome(), pack([eval(name, self.shell.namespace) for name in names])
-            case Heal(_, generation):
+            case Heal(_, life):
                 self.watch.forget()
-                self.groups.heal(generation)
-                return CellOutcome(), None
+                return CellOutcome(), pack(self.groups.heal(life))
         raise NbsyncError(f"unknown request {type(request).__name__}")
 
     def _callable(self, call: Payload | None) -> Call:

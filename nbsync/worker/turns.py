@@ -90,7 +90,7 @@ def _release(outcome: Outcome, exchange: Exchange) -> None:
         if outcome.error is None:
             raise
         # The block's own error comes first: that the others are gone too must not hide it.
-        _log.warning("rank %d could not tell the others that it failed", outcome.rank, exc_info=True)
+        _log.debug("rank %d could not tell the others that it failed", outcome.rank, exc_info=True)
 
 
 def _raise_failure(outcome: Outcome) -> None:

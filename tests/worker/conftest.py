@@ -24,7 +24,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from nbsync.worker.world import World
 
-_LIMIT = 10.0
+_LIMIT = 30.0
 
 Run = Callable[..., list[Any]]
 

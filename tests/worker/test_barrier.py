@@ -128,7 +128,7 @@ class InterruptedStore(HashStore):
 
 
 def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
-    """A rank interrupted right after its note was made, but before it knows, does not leave the note behind."""
+    """A rank interrupted right after its note was made, before it knows, leaves no note behind."""
     store = InterruptedStore()
     arrival = barrier._Arrival(store, 0, 2)
     with pytest.raises(KeyboardInterrupt):

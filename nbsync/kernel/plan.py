@@ -1,0 +1,71 @@
+"""How the workers of a world are to be started, and what each of them is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nbsync.kernel.devices import Placement, threads_per_rank
+from nbsync.kernel.printer import Label, bracket_label
+from nbsync.kernel.rendezvous import LOOPBACK, Rendezvous, loopback_defaults, torchrun_environment
+from nbsync.protocol.spec import WorkerSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to start the workers.
+
+    Attributes:
+        init_group: whether workers create the process group at start.
+        compare_collectives: let ranks compare what they are about to do before each blocking collective.
+        refill: bring a rank back at once when its process has ended.
+        seed: base of the random states; drawn when None.
+        port: of the rendezvous; 0 lets the system choose.
+        run_id, restart_count, max_restarts: as torchrun's environment tells them.
+    """
+
+    placement: Placement
+    init_group: bool = True
+    compare_collectives: bool = True
+    refill: bool = False
+    seed: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    host: str = LOOPBACK
+    port: int = 0
+    run_id: str = "none"
+    restart_count: int = 0
+    max_restarts: int = 0
+    label: Label = bracket_label
+    fold: bool = True
+
+
+def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: int = 0) -> WorkerSpec:
+    """What worker `rank` is told. `life` counts how often the process group was made whole again."""
+    size = plan.placement.world_size
+    environ = torchrun_environment(
+        rank,
+        size,
+        rendezvous,
+        run_id=plan.run_id,
+        restart_count=plan.restart_count,
+        max_restarts=plan.max_restarts,
+    )
+    environ |= loopback_defaults() | {"NBSYNC_BACKEND": plan.placement.backend}
+    if not plan.placement.uses_gpu:
+        environ["ACCELERATE_USE_CPU"] = "true"
+    threads = threads_per_rank(size)
+    if threads is not None:
+        environ["OMP_NUM_THREADS"] = str(threads)
+    return WorkerSpec(
+        rank=rank,
+        local_rank=rank,
+        world_size=size,
+        local_world_size=size,
+        backend=plan.placement.backend,
+        init_group=plan.init_group,
+        seed=seed,
+        threads=threads,
+        compare_collectives=plan.compare_collectives,
+        life=life,
+        environ=environ | dict(plan.env),
+    )
