@@ -62,9 +62,7 @@ def at_most(what: str, samples: Samples, limit: float) -> Check:
     return Check(f"{what}: at most {_duration(limit)}, is {_duration(median)}", median <= limit)
 
 
-def at_most_times(
-    what: str, mine: Samples, other: str, others: Samples, *, limit: float, aim: float
-) -> Check:
+def at_most_times(what: str, mine: Samples, other: str, others: Samples, *, limit: float, aim: float) -> Check:
     """The median takes at most `limit` times another tool's."""
     ratio = statistics.median(mine) / statistics.median(others)
     return Check(f"{what}: at most {limit:g} of {other} (aim {aim:g}), is {ratio:.2f}", ratio <= limit)

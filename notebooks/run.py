@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if failure is not None:
         print(failure, file=sys.stderr)
     else:
-        for accuracy in accuracies(notebook):
-            print(f"test accuracy {accuracy:.4f}")
+        for number, accuracy in accuracies(notebook):
+            print(f"test accuracy {accuracy} (cell {number})")
         print(f"{time.monotonic() - started:.0f} s")
     print(f"{'as far as it came' if failure else 'executed notebook'}: {options.target}")
     return 1 if failure else 0
@@ -80,15 +80,15 @@ def clear(notebook: nbformat.NotebookNode) -> None:
             cell.outputs, cell.execution_count = [], None
 
 
-def accuracies(notebook: nbformat.NotebookNode) -> list[float]:
-    """The test accuracies that the notebook's outputs show, in their order."""
-    text = "\n".join(
-        output.text
+def accuracies(notebook: nbformat.NotebookNode) -> list[tuple[int, str]]:
+    """The test accuracies that the notebook's outputs show, each with the number of its cell."""
+    return [
+        (cell.execution_count, accuracy)
         for cell in notebook.cells
         for output in cell.get("outputs", ())
         if output.output_type == "stream"
-    )
-    return [float(number) for number in ACCURACY.findall(text)]
+        for accuracy in ACCURACY.findall(output.text)
+    ]
 
 
 class Report:

@@ -27,6 +27,11 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LISTEN = "0A"  # TCP state in /proc/net/tcp
 
 
+def without_colours(text: str) -> str:
+    """The text without the terminal's control sequences."""
+    return _ANSI.sub("", text)
+
+
 class Hung(AssertionError):
     """A cell did not end in time. The kernel was killed."""
 
@@ -113,8 +118,8 @@ class _Cell:
             self.replied = True
             self.outcome.status, self.outcome.number = content["status"], content["execution_count"]
             if content["status"] == "error":
-                trace = _ANSI.sub("", "\n".join(content["traceback"]))
-                self.outcome.error = CellError(content["ename"], _ANSI.sub("", content["evalue"]), trace)
+                trace = without_colours("\n".join(content["traceback"]))
+                self.outcome.error = CellError(content["ename"], without_colours(content["evalue"]), trace)
         elif kind == "status":
             self.idle = content["execution_state"] == "idle"
         elif kind == "stream":

@@ -22,7 +22,7 @@ from nbsync.kernel.sink import Sink
 from nbsync.kernel.state import Phase, WorldState
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.verdict import describe_exit
-from nbsync.protocol.messages import BarrierEvent, Ready, Request, Stop
+from nbsync.protocol.messages import BarrierEvent, Begin, Peek, Ready, Request, Stop, Where
 from nbsync.protocol.serial import remember_shared
 
 START_LIMIT = 60.0  # seconds until every rank must have come up
@@ -42,6 +42,8 @@ class Fleet:
         self._active: dict[int, Run] = {}
         self._between: deque[tuple[int, str, Any]] = deque(maxlen=_KEPT_BETWEEN_RUNS)
         self._lock = threading.Lock()
+        self._glances: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
+        self._glance = 0
         self._runs = 0
         self.life = 0  # how often the process group was made whole again
         self._rendezvous: Rendezvous | None = None
@@ -88,6 +90,7 @@ class Fleet:
                 self._processes[process.rank] = process
                 self.state.started(process.rank, process.pid, time.monotonic())
                 hub().attach(process, self._route)
+                hub().send(process, Begin())
             meanwhile()
             self._wait_until_up(start)
         except BaseException:  # also an interrupt
@@ -138,7 +141,7 @@ class Fleet:
                 case Ready(_, None):
                     missing.discard(rank)
                     self.state.idle(rank, time.monotonic())
-                case Ready(_, failure):
+                case Ready(_, failure) if failure is not None:
                     raise StartError(f"rank {rank} could not start:\n" + "\n".join(failure.traceback))
                 case Exited(_, status):
                     raise StartError(f"rank {rank} {describe_exit(status)} while it started")
@@ -236,6 +239,9 @@ class Fleet:
                 self.state.barrier(rank, what)
                 return
             run = self._active.get(rank)
+            if isinstance(what, Where) and what.ticket < 0:
+                self._glances.put((rank, what))
+                return
             if isinstance(what, Exited):
                 self.state.exited(rank, describe_exit(what.status), now)
             if run is not None and not run.abandoned:
@@ -263,6 +269,26 @@ class Fleet:
         for rank, run in active.items():
             self._send(rank, make_order(run.number))
         return tuple(sorted(active))
+
+    def peek(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, Where]:
+        """Where the main threads of `ranks` are. A rank that does not answer in time is left out."""
+        self._glance -= 1
+        for rank in ranks:
+            self._send(rank, Peek(self._glance))
+        found: dict[int, Where] = {}
+        deadline = time.monotonic() + timeout
+        while len(found) < len(ranks):
+            try:
+                rank, where = self._glances.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if where.ticket == self._glance:
+                found[rank] = where
+        return found
+
+    def process(self, rank: int) -> Process:
+        """The process of `rank`, also when it has ended."""
+        return self._processes[rank]
 
     def _next_number(self) -> int:
         self._runs += 1

@@ -126,11 +126,7 @@ class Folder:
         return min(path[path.index(head) :], key=_by_age)
 
     def _late_rank(self, head: _Head) -> int:
-        return next(
-            rank
-            for rank, queue in self._queues.items()
-            if head.key in queue.counts and rank not in head.ranks
-        )
+        return next(rank for rank, queue in self._queues.items() if head.key in queue.counts and rank not in head.ranks)
 
     def _emit(self, head: _Head) -> Group:
         """Take `head` out of its ranks' queues; their next entries become heads."""

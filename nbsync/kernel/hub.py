@@ -37,12 +37,11 @@ class _Line:
     process: Process
     channel: Channel
     handler: Handler
-    pidfd: int
     sequencer: Sequencer = field(default_factory=Sequencer)
     paused: bool = False
 
     def sources(self) -> list[int]:
-        return [self.process.stdout, self.process.stderr, self.pidfd, self.channel.fileno()]
+        return [self.process.stdout, self.process.stderr, self.process.pidfd, self.channel.fileno()]
 
 
 class Hub:
@@ -59,7 +58,7 @@ class Hub:
 
     def attach(self, process: Process, handler: Handler) -> None:
         """Serve `process` from now on. `handler` is called in the hub's thread."""
-        line = _Line(process, Channel(process.channel, self._wake), handler, os.pidfd_open(process.pid))
+        line = _Line(process, Channel(process.channel, self._wake), handler)
         self._lines[process] = line
         self._post(lambda: self._register(line))
 
@@ -112,7 +111,7 @@ class Hub:
         for stream in ("stdout", "stderr"):
             os.set_blocking(getattr(line.process, stream), False)
         self._set_paused(line, False)
-        self._selector.register(line.pidfd, selectors.EVENT_READ, lambda: self._exited(line))
+        self._selector.register(line.process.pidfd, selectors.EVENT_READ, lambda: self._exited(line))
         self._selector.register(line.channel, selectors.EVENT_READ, lambda: self._serve_channel(line))
 
     def _set_paused(self, line: _Line, paused: bool) -> None:
@@ -178,7 +177,8 @@ class Hub:
         for kind, what in line.sequencer.finish():
             line.handler(line.process.rank, kind, what)
         del self._lines[line.process]
-        os.close(line.pidfd)
+        pidfd, line.process.pidfd = line.process.pidfd, -1
+        os.close(pidfd)
         close_kernel_only(line.process.channel.detach(), line.process.stdout, line.process.stderr)
         line.handler(line.process.rank, "message", Exited(line.process.pid, status))
 

@@ -99,7 +99,7 @@ def notebook_launcher(
         env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | dict(env or {}),
         host=host,
         port=port,
-        run_id=rdzv_id,
+        run_id=str(rdzv_id),
         max_restarts=max_restarts,
     )
     if log_line_prefix_template is not None:
@@ -128,7 +128,7 @@ def _check_function(function: Any, args: Any) -> None:
 
 
 def _check_nodes(node_rank: int, num_nodes: int, rdzv_backend: str, rdzv_conf: Mapping[str, Any] | None) -> None:
-    if node_rank >= num_nodes:
+    if not 0 <= node_rank < num_nodes:
         raise UsageError(f"The node_rank must be less than the number of nodes, got {node_rank} of {num_nodes}")
     if num_nodes != 1:
         raise NotImplementedError(
@@ -170,6 +170,8 @@ def _endpoint(rdzv_endpoint: str, master_addr: str, use_port: int | str | None) 
 
 
 def _template_label(template: str) -> Label:
+    if not isinstance(template, str):
+        raise UsageError(f"log_line_prefix_template must be a string, got {template!r}")
     parsed = string.Template(template)
 
     def label(ranks: tuple[int, ...]) -> str:

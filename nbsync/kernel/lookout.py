@@ -21,13 +21,22 @@ class Lookout:
     """
 
     def __init__(
-        self, size: int, ask: Callable[[Peek], None], absent: Callable[[], Mapping[int, str] | None], now: float
+        self,
+        size: int,
+        ask: Callable[[Peek], None],
+        absent: Callable[[], Mapping[int, str] | None],
+        now: float,
     ) -> None:
         self._size, self._ask, self._absent = size, ask, absent
         self._ticket = 0
         self._before: dict[int, Where] = {}
         self._answers: dict[int, Where] = {}
         self.next_look = now + LOOK_EVERY
+
+    def last_line(self, rank: int) -> str:
+        """The line at which `rank` was seen last; "" when it was not seen yet."""
+        seen = self._answers.get(rank) or self._before.get(rank)
+        return seen.line if seen else ""
 
     def take(self, rank: int, where: Where) -> None:
         """An answer has come."""

@@ -58,6 +58,4 @@ def _join_life(fleet: Fleet, life: int, ranks: Iterable[int], sink: Sink, notify
 def _agree(run: Run) -> bool:
     """Whether every group has seen equally many collectives on all ranks that answered."""
     seen: dict[str, int] = {}
-    return all(
-        seen.setdefault(name, count) == count for done in run.done.values() for name, count in done.sequence
-    )
+    return all(seen.setdefault(name, count) == count for done in run.done.values() for name, count in done.sequence)

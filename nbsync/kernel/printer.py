@@ -31,9 +31,7 @@ class Printer:
         fold: show equal output of several ranks once.
     """
 
-    def __init__(
-        self, ranks: Iterable[int], sink: Sink, *, label: Label = bracket_label, fold: bool = True
-    ) -> None:
+    def __init__(self, ranks: Iterable[int], sink: Sink, *, label: Label = bracket_label, fold: bool = True) -> None:
         self._ranks = tuple(ranks)
         self._sink, self._label = sink, label
         self._folder = Folder(self._ranks, hold=0.1 if fold else 0.0)

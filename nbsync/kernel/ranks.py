@@ -9,9 +9,7 @@ from nbsync.errors import UsageError, format_ranks
 
 __all__ = ["format_ranks", "parse_ranks"]
 
-_ACCEPTED = (
-    "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture joined by commas"
-)
+_ACCEPTED = "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture joined by commas"
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 
 

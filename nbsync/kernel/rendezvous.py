@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nbsync.errors import StartError
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
 LOOPBACK = "127.0.0.1"
 
@@ -31,7 +31,7 @@ class Rendezvous:
         Raises:
             StartError: the address cannot be bound.
         """
-        from torch.distributed import TCPStore
+        from torch._C._distributed_c10d import TCPStore
 
         sock = socket.socket()
         try:

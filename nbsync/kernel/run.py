@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from nbsync.errors import describe_ranks
+from nbsync.kernel.evidence import oom_kills
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
@@ -33,7 +34,8 @@ class Run:
 
     Attributes:
         done: the answer of each rank that gave one.
-        exited: how the processes ended that did not.
+        exited: how the processes ended that did not; last_lines: where they were seen last.
+        oom_kills: how many processes had been ended for want of memory when the run began.
         stuck: why no rank could go on, when they were released for that.
         interrupts: how often the user interrupted it.
     """
@@ -44,6 +46,8 @@ class Run:
     done: dict[int, Done] = field(default_factory=dict)
     exited: dict[int, Exited] = field(default_factory=dict)
     exit_times: dict[int, float] = field(default_factory=dict)
+    last_lines: dict[int, str] = field(default_factory=dict)
+    oom_kills: int | None = field(default_factory=oom_kills)
     stuck: str | None = None
     interrupts: int = 0
     timed_out: tuple[int, ...] = ()
@@ -138,6 +142,7 @@ class Conductor:
             case Exited():
                 self._run.exited[rank] = message
                 self._run.exit_times[rank] = now
+                self._run.last_lines[rank] = self._lookout.last_line(rank)
                 self._printer.finish(rank, now)
                 self._release(f"rank {rank} ended")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 from nbsync.errors import NoSession, TransferError, UsageError, describe_ranks
 from nbsync.kernel.devices import check_start_method, count_gpus, place
 from nbsync.kernel.engines.base import Call
+from nbsync.kernel.evidence import resident_bytes, unusual_state
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.mend import heal_after, refill
 from nbsync.kernel.plan import Plan
@@ -20,8 +22,9 @@ from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink, make_sink
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.verdict import judge
-from nbsync.protocol.messages import Done, Interrupt, Pull, Push, Request, RunCall, RunCell
+from nbsync.protocol.messages import Done, Interrupt, Pull, Push, Request, RunCall, RunCell, Where
 from nbsync.protocol.serial import pack, unpack
+from nbsync.protocol.spec import STACK_SIGNAL
 
 Ranks = str | int | Iterable[int]
 
@@ -110,10 +113,25 @@ class Session:
         return self._fleet.is_running
 
     def status(self) -> Snapshot:
-        """What every rank is doing now."""
-        import time
-
+        """What every rank is doing now, as far as the kernel knows without asking."""
         return self._fleet.state.snapshot(time.monotonic())
+
+    def describe(self) -> str:
+        """What every rank is doing now, in words: state, current line, memory."""
+        busy = self._fleet.state.in_phase(Phase.BUSY)
+        found = self._fleet.peek(busy) if busy else {}
+        places: dict[str, list[int]] = {}
+        for rank in busy:
+            places.setdefault(self._describe_place(rank, found.get(rank)), []).append(rank)
+        lines = [self.status().describe(), *(f"  {describe_ranks(r)}: {text}" for text, r in places.items())]
+        sizes = [resident_bytes(state.pid) for state in self.status().ranks]
+        lines.append("  memory " + ", ".join("-" if size is None else f"{size >> 20} MB" for size in sizes))
+        return "\n".join(lines)
+
+    def _describe_place(self, rank: int, where: Where | None) -> str:
+        if where is None:
+            return unusual_state(self._fleet.process(rank).pid) or "does not answer: it is in C code"
+        return f"at {where.line}" + (f", in {where.waiting_in}" if where.waiting_in else "")
 
     def __repr__(self) -> str:
         return f"<nbsync.Session: {self.status().describe()}>" if self.is_running else "<nbsync.Session: closed>"
@@ -150,7 +168,12 @@ class Session:
         self._raise_for(run)
 
     def call(
-        self, function: Callable[..., Any], *args: Any, ranks: Ranks = "all", timeout: float | None = None, **kwargs: Any
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        ranks: Ranks = "all",
+        timeout: float | None = None,
+        **kwargs: Any,
     ) -> list[Any]:
         """Call a function on `ranks`. It and its arguments are sent with dill.
 
@@ -192,6 +215,34 @@ class Session:
         values = self._values(lambda n: Pull(n, expressions), ranks, None, "sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 
+    def peek(self, ranks: Ranks = "all") -> dict[int, Where | None]:
+        """Where each rank is, also while it is busy: its line, what it waits in, its stack.
+
+        Returns:
+            By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
+        """
+        chosen = self._choose(ranks)
+        found = self._fleet.peek(chosen)
+        return {rank: found.get(rank) for rank in chosen}
+
+    def stack(self, ranks: Ranks = "all") -> str:
+        """The Python stack of each rank, also while it is busy.
+
+        A rank that does not answer writes its stack to its stderr instead, which shows in the cell it runs.
+        """
+        parts = []
+        for rank, where in self.peek(ranks).items():
+            if where is not None:
+                parts.append(f"rank {rank}:\n{''.join(where.stack)}")
+                continue
+            process = self._fleet.process(rank)
+            process.signal(STACK_SIGNAL)
+            reason = (
+                unusual_state(process.pid) or "it holds the GIL in C code; its stack shows in the output of its cell"
+            )
+            parts.append(f"rank {rank} does not answer: {reason}\n")
+        return "\n".join(parts)
+
     def interrupt(self) -> tuple[int, ...]:
         """Interrupt what runs, from another thread. Returns the ranks that were busy."""
         return self._fleet.interrupt(Interrupt)
@@ -232,7 +283,12 @@ class Session:
     # ---- one code path ----
 
     def _execute(
-        self, make_request: Callable[[int], Request], ranks: Ranks, timeout: float | None, sink: Sink, note: str
+        self,
+        make_request: Callable[[int], Request],
+        ranks: Ranks,
+        timeout: float | None,
+        sink: Sink,
+        note: str,
     ) -> Run:
         _check_timeout(timeout)
         chosen = self._choose(ranks)

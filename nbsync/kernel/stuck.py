@@ -28,9 +28,7 @@ class Place:
         return f"{self.name}{number}" + (f" at {self.line}" if self.line else "")
 
 
-def diagnose(
-    before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapping[int, str], size: int
-) -> str | None:
+def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapping[int, str], size: int) -> str | None:
     """Why no rank can go on, in plain words; None while progress is possible or not known to be impossible.
 
     Args:

@@ -18,6 +18,7 @@ from nbsync.errors import (
     describe_ranks,
     error_of_type,
 )
+from nbsync.kernel.evidence import oom_kills
 from nbsync.protocol.messages import Failure
 from nbsync.protocol.serial import unpack
 
@@ -76,11 +77,21 @@ def _died(run: Run, rank: int, failures: Mapping[int, Failure]) -> WorkerDied:
     same = sorted(r for r, e in run.exited.items() if e.status == run.exited[rank].status)
     return WorkerDied(
         ranks=same,
-        message=f"the process {describe_exit(run.exited[rank].status)}; what was in its memory is lost",
+        message=f"the process {describe_exit(run.exited[rank].status)}{_circumstances(run, rank, name)}",
         exit_code=code,
         signal_name=name,
         others=others_in_lines(run, failures, same),
     )
+
+
+def _circumstances(run: Run, rank: int, signal_name: str | None) -> str:
+    """Where the rank was seen last, why it was ended if the system tells, and what that means."""
+    line = run.last_lines.get(rank)
+    text = f" (seen last at {line})" if line else ""
+    kills = oom_kills()
+    if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
+        text += " (out of memory: the system ended it)"
+    return f"{text}; what was in its memory is lost"
 
 
 def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[int] | None = None) -> list[str]:

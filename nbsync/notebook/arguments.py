@@ -54,8 +54,10 @@ def _parser(prog: str, description: str, **kwargs: Any) -> Parser:
     return Parser(prog=prog, description=description, allow_abbrev=False, **kwargs)
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: argparse.ArgumentParser, background: bool = True) -> None:
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="interrupt the cell after S seconds")
+    if background:
+        parser.add_argument("--background", action="store_true", help="go on with the notebook while it runs")
     parser.add_argument("--push", default="", metavar="NAMES", help="first send these variables: a,b,c")
 
 
@@ -77,7 +79,7 @@ def on_rank() -> Parser:
 def main_process_first() -> Parser:
     parser = _parser("%%main_process_first", "Rank 0 runs the cell, then the others do.")
     parser.add_argument("--local", action="store_true", help="the first of each node runs first")
-    _add_run_options(parser)
+    _add_run_options(parser, background=False)
     return parser
 
 
@@ -99,11 +101,16 @@ def nbsync() -> Parser:
     start.add_argument("--no-compare", action="store_true", help="do not compare collectives between ranks")
     start.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable for the workers")
     commands.add_parser("status", help="what every rank is doing")
+    stack = commands.add_parser("stack", help="where every rank is, also while it is busy")
+    stack.add_argument("ranks", nargs="?", default="all", metavar="SPEC", help="which ranks; default: all")
     commands.add_parser("interrupt", help="interrupt what runs")
     restart = commands.add_parser("restart", help="fresh workers, copies of the notebook as it is now")
     restart.add_argument("--ranks", metavar="SPEC", help="only these; the others keep their state")
     commands.add_parser("stop", help="end the workers")
-    for name, text in (("push", "send variables of the notebook"), ("pull", "fetch variables into the notebook")):
+    for name, text in (
+        ("push", "send variables of the notebook"),
+        ("pull", "fetch variables into the notebook"),
+    ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         command.add_argument("names", nargs="+", metavar="NAME", help="a variable")
         command.add_argument("--ranks", default="all", metavar="SPEC", help="which ranks; default: all")

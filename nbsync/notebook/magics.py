@@ -12,6 +12,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError
 from nbsync.notebook import arguments, outlet
+from nbsync.notebook.background import run_in_background
 
 _PLAIN = (UsageError, NoSession, RankBusy, StartError, TransferError)
 
@@ -42,7 +43,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
     @line_magic
     def nbsync(self, line: str) -> None:
-        """The session from the line: start, status, interrupt, restart, stop, push, pull."""
+        """The session from the line: start, status, interrupt, stack, restart, stop, push, pull."""
         self._plainly(self._nbsync, arguments.nbsync(), line)
 
     # ---- cells ----
@@ -50,22 +51,22 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
     def _distributed(self, options: argparse.Namespace, line: str, cell: str) -> None:
         session = self._session(options.n)
         self._push(options.push, options.ranks)
-        session.run_cell(self._code("distributed", line, cell), options.ranks, **self._how(options))
+        self._run(session, self._code("distributed", line, cell), options.ranks, options)
 
     def _on_rank(self, options: argparse.Namespace, line: str, cell: str) -> None:
         session = self._session()
         self._push(options.push, options.ranks)
-        session.run_cell(self._code("on_rank", line, cell), options.ranks, **self._how(options))
+        self._run(session, self._code("on_rank", line, cell), options.ranks, options)
 
     def _main_process_first(self, options: argparse.Namespace, line: str, cell: str) -> None:
         session = self._session()
         self._push(options.push, "all")
         code = self._code("main_process_first", line, cell)
         first = "local_main" if options.local else "main"
-        session.run_cell(code, first, **self._how(options))
+        session.run_cell(code, first, timeout=options.timeout, execution_count=self._count)
         rest = session.ranks_without(first)
         if rest:
-            session.run_cell(code, rest, **self._how(options))
+            session.run_cell(code, rest, timeout=options.timeout, execution_count=self._count)
 
     def _wait_for_everyone(self, options: argparse.Namespace) -> None:
         self._session().run_cell(f"world.wait_for_everyone({options.name!r})", execution_count=self._count)
@@ -78,6 +79,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             "start": self._start,
             "status": self._status,
             "interrupt": self._interrupt,
+            "stack": self._stack,
             "restart": self._restart,
             "stop": self._stop,
             "push": self._push_names,
@@ -109,7 +111,10 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
     def _status(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import has_session, session
 
-        print(session().status().describe() if has_session() else "no workers: `%nbsync start` starts them")
+        print(session().describe() if has_session() else "no workers: `%nbsync start` starts them")
+
+    def _stack(self, options: argparse.Namespace) -> None:
+        print(self._existing().stack(options.ranks))
 
     def _interrupt(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import session
@@ -145,9 +150,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
     # ---- small parts ----
 
-    def _plainly(
-        self, command: Callable[..., None], parser: arguments.Parser, line: str, *rest: str
-    ) -> None:
+    def _plainly(self, command: Callable[..., None], parser: arguments.Parser, line: str, *rest: str) -> None:
         """Run a command; what the user can mend by another line is told without a traceback."""
         try:
             options = parser.parse_line(line)
@@ -191,8 +194,12 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         """
         return cell if cell.lstrip().startswith("%%") else f"# %%{magic} {line}".rstrip() + f"\n{cell}"
 
-    def _how(self, options: argparse.Namespace) -> dict[str, Any]:
-        return {"timeout": options.timeout, "execution_count": self._count}
+    def _run(self, session: Any, code: str, ranks: str, options: argparse.Namespace) -> None:
+        how = {"timeout": options.timeout, "execution_count": self._count}
+        if not options.background:
+            session.run_cell(code, ranks, **how)
+            return
+        run_in_background(self.shell, lambda sink: session.run_cell(code, ranks, sink=sink, **how))
 
     @property
     def _count(self) -> int:

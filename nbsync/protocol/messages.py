@@ -89,6 +89,11 @@ class Peek:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """All workers are forked: start up. Until then none may make a thread of the kernel hold a lock at a fork."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """End the process, once the main thread is idle."""
 

@@ -12,6 +12,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import dill
@@ -73,7 +74,7 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
     def reducer_override(self, obj: Any) -> Any:
         if id(obj) in _shared and getattr(sys.modules["__main__"], obj.__name__, None) is obj:
             return obj.__name__
-        torch = sys.modules.get("torch")
+        torch: Any = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
                 return obj.cpu().__reduce_ex__(5)
@@ -91,17 +92,19 @@ def _storage_buffer(torch: Any, storage: Any) -> list[pickle.PickleBuffer]:
 
 
 def _rebuild_typed(untyped: Any, dtype: Any) -> Any:
-    import torch
-
+    torch = _torch()
     return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
 def _rebuild_storage(nbytes: int, buffer: Any = None) -> Any:
-    import torch
-
+    torch = _torch()
     if not nbytes:
         return torch.UntypedStorage(0)
     return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+
+
+def _torch() -> Any:
+    return import_module("torch")
 
 
 def _find_culprit(value: Any, path: str = "the value", depth: int = 0) -> tuple[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+#: Makes a worker write its main thread's stack to its stderr, also while C code holds the GIL.
+STACK_SIGNAL = signal.SIGUSR2
 
 
 @dataclass(frozen=True)

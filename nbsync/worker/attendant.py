@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
-from nbsync.worker.places import collective_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, is_users, users_line, walk_stack
 from nbsync.worker.watch import CollectiveWatch
 
 RELEASE_GRACE = 0.05  # seconds: a collective whose peers have all arrived is done by then
@@ -147,7 +148,7 @@ class Attendant:
             current.number if current else None,
             current.ranks if current else (),
             _cpu_seconds(self._main_native),
-            tuple(traceback.format_stack(frame)) if frame else (),
+            tuple(traceback.StackSummary.from_list(_from_users_frame(frame)).format()),
         )
 
 
@@ -156,3 +157,10 @@ def _cpu_seconds(thread: int | None) -> float:
     with open(f"/proc/self/task/{thread}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _from_users_frame(frame: FrameType | None) -> list[traceback.FrameSummary]:
+    """A stack without the frames of nbsync and IPython that led to the user's code."""
+    stack = list(traceback.extract_stack(frame)) if frame is not None else []
+    mine = [i for i, (code, _) in enumerate(walk_stack(frame)) if is_users(code)]
+    return stack[mine[0] :] if mine else stack

@@ -11,6 +11,16 @@ def use_text_bars() -> None:
     The class itself is changed, since the user's code and libraries hold references to it.
     """
     bar = tqdm.notebook.tqdm_notebook
-    for name in ("__init__", "__iter__", "update", "close", "clear", "reset", "display", "status_printer", "colour"):
+    for name in (
+        "__init__",
+        "__iter__",
+        "update",
+        "close",
+        "clear",
+        "reset",
+        "display",
+        "status_printer",
+        "colour",
+    ):
         if name in vars(bar):
             delattr(bar, name)

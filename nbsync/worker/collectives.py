@@ -152,9 +152,7 @@ def _exchange_layouts(operation: str, data: Any, size: int) -> list[_Layout]:
         for leaf in layout:
             if leaf.shape is None:
                 what = f"{leaf.kind} at {leaf.path}" if leaf.path else leaf.kind
-                raise UsageError(
-                    f"{operation} takes tensors in lists, tuples and dicts; rank {rank} passed {what}"
-                )
+                raise UsageError(f"{operation} takes tensors in lists, tuples and dicts; rank {rank} passed {what}")
     return layouts
 
 
@@ -172,9 +170,7 @@ def _require_equal(operation: str, layouts: list[_Layout], *, besides_sizes: boo
     same_besides_sizes = len({tuple(leaf.without_sizes for leaf in each) for each in layouts}) == 1
     if same_besides_sizes and (besides_sizes or len(set(layouts)) == 1):
         return
-    lines = [
-        f"\n  rank {rank}: {'; '.join(map(str, layout)) or 'nothing'}" for rank, layout in enumerate(layouts)
-    ]
+    lines = [f"\n  rank {rank}: {'; '.join(map(str, layout)) or 'nothing'}" for rank, layout in enumerate(layouts)]
     advice = "\npad_across_processes(tensor) first makes them equal"
     raise UsageError(
         f"{operation} needs {'the same tensors' if besides_sizes else 'the same shapes'} on every rank:"

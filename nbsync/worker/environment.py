@@ -33,9 +33,7 @@ class WorldInfo:
     elastic: bool = False
 
     @classmethod
-    def from_environ(
-        cls, environ: Mapping[str, str], *, rank: int | None = None, size: int | None = None
-    ) -> WorldInfo:
+    def from_environ(cls, environ: Mapping[str, str], *, rank: int | None = None, size: int | None = None) -> WorldInfo:
         """Read RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
         Args:
@@ -79,9 +77,7 @@ class WorldInfo:
             )
 
 
-def _number(
-    environ: Mapping[str, str], name: str, default: int, *, low: int = 0, high: int | None = None
-) -> int:
+def _number(environ: Mapping[str, str], name: str, default: int, *, low: int = 0, high: int | None = None) -> int:
     """The variable as a number from `low` to `high`; `default`, unchecked, when it is not set or empty."""
     text = environ.get(name)
     if not text:

@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import distributed_c10d
 
 from nbsync.errors import NbsyncError
 from nbsync.worker.sockets import Socket, connected_sockets, open_sockets, shut_down
+
+c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
 _FIRST_SPARE_TYPE = 7  # torch names the backend types 0 to 6; the enum holds one byte
 _LAST_SPARE_TYPE = 255
@@ -43,7 +46,7 @@ class GroupKeeper:
         self._spare_type = _FIRST_SPARE_TYPE
         self._device: Any = None
         self._lost: dict[str, tuple[int, ...]] = {}
-        self._life_store: dist.Store | None = None
+        self._life_store: Store | None = None
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -63,11 +66,11 @@ class GroupKeeper:
         ProcessGroupGloo.__qualname__ = ProcessGroupGloo.__name__ = original.__name__
         c10d.ProcessGroupGloo = ProcessGroupGloo  # type: ignore[misc]
 
-    def _arguments(self, store: dist.Store, *rest: Any) -> tuple[Any, ...]:
+    def _arguments(self, store: Store, *rest: Any) -> tuple[Any, ...]:
         """A worker that joins a world later meets the others where they heal their default group."""
         if self._life_store is None:
             return store, *rest
-        return dist.PrefixStore(_DEFAULT_GROUP, self._life_store), *rest
+        return PrefixStore(_DEFAULT_GROUP, self._life_store), *rest
 
     def _record(self) -> None:
         with self._lock:
@@ -135,7 +138,7 @@ class GroupKeeper:
             if _CPU not in pg._device_types or pg.group_name not in known:
                 continue
             options = self._options(pg._get_backend(_CPU).options._timeout)
-            own = dist.PrefixStore(pg.group_name, store)
+            own = PrefixStore(pg.group_name, store)
             pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
         self._settle(life, store)
         self.was_cut = False
@@ -145,20 +148,20 @@ class GroupKeeper:
         self._lost.update(lost)
         return list(lost.values())
 
-    def _known_to_all(self, store: dist.Store) -> set[str]:
+    def _known_to_all(self, store: Store) -> set[str]:
         """The names of the groups of this process that all their members know."""
         mine = {pg.group_name: list(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         store.set(f"groups/{dist.get_rank()}", json.dumps(sorted(mine)))
         others = {rank: json.loads(store.get(f"groups/{rank}")) for rank in range(dist.get_world_size())}
         return {name for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
 
-    def _settle(self, life: int, store: dist.Store) -> None:
+    def _settle(self, life: int, store: Store) -> None:
         """Let all groups use the new connection to the store, and later groups have one name on all ranks.
 
         Ranks may disagree about groups whose creation was cut off, and so about the next group's number.
         """
         for pg, (name, _) in list(c10d._world.pg_map.items()):
-            c10d._world.pg_map[pg] = (name, dist.PrefixStore(pg.group_name, store))
+            c10d._world.pg_map[pg] = (name, PrefixStore(pg.group_name, store))
         c10d._world.group_count = life * _GROUPS_PER_LIFE
 
     def _options(self, timeout: timedelta) -> Any:
@@ -171,12 +174,10 @@ class GroupKeeper:
         options._devices, options._threads, options._timeout = [self._device], 1, timeout
         return options
 
-    def _new_store(self, life: int) -> dist.Store:
+    def _new_store(self, life: int) -> Store:
         """A fresh connection to the kernel's store, since the old one may be cut, in a namespace of its own."""
         host, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
-        return dist.PrefixStore(
-            f"nbsync/life-{life}", dist.TCPStore(host, int(port), int(size), is_master=False)
-        )
+        return PrefixStore(f"nbsync/life-{life}", TCPStore(host, int(port), int(size), is_master=False))
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""

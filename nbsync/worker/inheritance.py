@@ -20,11 +20,18 @@ def forget_inherited_worlds() -> None:
         world: Any = c10d._world
         _kept.append((c10d.GroupMember.WORLD, dict(world.pg_map)))
         c10d._update_default_pg(None)
-        for table in (world.pg_map, world.pg_names, world.pg_group_ranks, world.pg_backend_config, world.tags_to_pg):
+        for table in (
+            world.pg_map,
+            world.pg_names,
+            world.pg_group_ranks,
+            world.pg_backend_config,
+            world.tags_to_pg,
+        ):
             table.clear()
         for table in (world.pg_to_tag, world.pg_coalesce_state):
             table.clear()
         world.group_count = 0
+        c10d._unregister_all_process_groups()
     accelerate = sys.modules.get("accelerate.state")
     if accelerate is not None:
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)

@@ -16,6 +16,7 @@ from nbsync.errors import NbsyncError
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.messages import (
     BarrierEvent,
+    Begin,
     Done,
     Failure,
     Heal,
@@ -30,7 +31,7 @@ from nbsync.protocol.messages import (
     Stop,
 )
 from nbsync.protocol.serial import pack, unpack
-from nbsync.protocol.spec import WorkerSpec
+from nbsync.protocol.spec import STACK_SIGNAL, WorkerSpec
 from nbsync.worker import process
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.bars import use_text_bars
@@ -78,7 +79,8 @@ class Worker:
         self.interrupts = Interrupts()
         self.interrupts.install()
         self.streams = Streams(ends.stdout, ends.stderr, self.interrupts.shield)
-        faulthandler.enable(self.streams.err)
+        faulthandler.enable(self.streams.err, all_threads=False)
+        faulthandler.register(STACK_SIGNAL, self.streams.err, all_threads=False)
         os.environ.update(spec.environ)
         self.groups = GroupKeeper()
         self.watch = CollectiveWatch(compare=spec.compare_collectives)
@@ -89,6 +91,7 @@ class Worker:
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
+        self._wait_for_begin()
         self.channel.send(Ready(self.spec.rank, self._start_up()))
         while True:
             request = self.attendant.inbox.get()
@@ -98,6 +101,10 @@ class Worker:
                 os._exit(0)
             self.channel.send(self._answer(request))
             del request
+
+    def _wait_for_begin(self) -> None:
+        if not isinstance(self.attendant.inbox.get(), Begin):  # stopped before it began
+            os._exit(0)
 
     def _start_up(self) -> Failure | None:
         """Everything that can fail for reasons outside nbsync; a failure is reported, not raised."""

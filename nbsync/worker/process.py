@@ -20,6 +20,8 @@ def detach_from_kernel(kernel_pid: int) -> None:
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # for want of memory a rank goes before the notebook does
     if os.getppid() != kernel_pid:  # it died before the signal was set
         os._exit(1)
     signal.set_wakeup_fd(-1)  # the kernel's event loop must not be woken by a worker's signals

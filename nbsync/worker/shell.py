@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from IPython.core.displayhook import DisplayHook
 from IPython.core.display_trap import DisplayTrap
+from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -207,9 +207,7 @@ def _use_own_event_loop() -> None:
 
 
 def _refuse_input(*args: Any, **kwargs: Any) -> str:
-    raise RuntimeError(
-        "a rank cannot ask for input: read it in an ordinary cell and send it with `%nbsync push NAME`"
-    )
+    raise RuntimeError("a rank cannot ask for input: read it in an ordinary cell and send it with `%nbsync push NAME`")
 
 
 def _refuse_exit() -> None:

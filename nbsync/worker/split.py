@@ -94,11 +94,7 @@ def _is_dataset(inputs: Any) -> bool:
 
 
 def _cannot_split(inputs: Any) -> UsageError:
-    what = (
-        f"a 0-d {type(inputs).__name__}"
-        if getattr(inputs, "ndim", None) == 0
-        else f"a {type(inputs).__name__}"
-    )
+    what = f"a 0-d {type(inputs).__name__}" if getattr(inputs, "ndim", None) == 0 else f"a {type(inputs).__name__}"
     return UsageError(
         f"cannot split {what} between processes: expected a list, tuple, str, range or other sequence with "
         "slices, a tensor, an array, a datasets.Dataset, or a dict of these"

@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
+from torch.distributed import distributed_c10d
 
 from nbsync.errors import CollectiveMismatch
 from nbsync.worker.places import users_line, walk_stack
+
+c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
 _BYTES = 512  # of one rank's fingerprint
 _SEPARATOR = "\0"

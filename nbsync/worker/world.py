@@ -257,9 +257,7 @@ class World(Identity):
         """
         return collectives.broadcast_object_list(object_list, self._join(), from_process)
 
-    def pad_across_processes(
-        self, tensor: Any, dim: int = 0, pad_index: float = 0, pad_first: bool = False
-    ) -> Any:
+    def pad_across_processes(self, tensor: Any, dim: int = 0, pad_index: float = 0, pad_first: bool = False) -> Any:
         """Pad tensors to the size of the largest on any rank, so that they can be gathered.
 
         As Accelerate's `pad_across_processes`.

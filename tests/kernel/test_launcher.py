@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from notebooks import Notebook, poll
 
 import nbsync
 from nbsync import World, notebook_launcher
+from notebooks import Notebook, poll, without_colours
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -131,7 +131,6 @@ def test_notebook_definitions(notebook: Notebook) -> None:
         ({"rdzv_endpoint": "localhost:port"}, nbsync.UsageError, "port"),
         ({"rdzv_conf": {"timeout": 3}}, nbsync.UsageError, "timeout"),
         ({"rdzv_conf": {"rank": 1}}, nbsync.UsageError, "rank"),
-        ({"rdzv_id": 7}, nbsync.UsageError, "rdzv_id"),
         ({"max_restarts": -1}, nbsync.UsageError, "max_restarts"),
         ({"max_restarts": 1.5}, nbsync.UsageError, "max_restarts"),
         ({"monitor_interval": 0}, nbsync.UsageError, "monitor_interval"),
@@ -157,10 +156,10 @@ def test_accepted_and_left_alone() -> None:
     """rdzv_conf is taken as Accelerate's users write it, and is not changed; 'c10d' and an endpoint are the same."""
     conf = {"rank": 0}
     found = notebook_launcher(
-        lambda: os.environ["TORCHELASTIC_RUN_ID"], (), 2, rdzv_conf=conf, rdzv_backend="c10d", rdzv_id="mine",
+        lambda: os.environ["TORCHELASTIC_RUN_ID"], (), 2, rdzv_conf=conf, rdzv_backend="c10d", rdzv_id=7,
         rdzv_endpoint="127.0.0.1:0", monitor_interval=0.01, start_method="fork",
     )  # fmt: skip
-    assert found == ["mine", "mine"]
+    assert found == ["7", "7"]
     assert conf == {"rank": 0}
 
 
@@ -217,7 +216,9 @@ def test_worlds_made_in_the_notebook_do_no_harm(fresh_notebook: Notebook) -> Non
     for _ in range(2):
         outcome = fresh_notebook.run("notebook_launcher(inside, (), 2)").ok()
         assert "[(2, 0, 2, 2), (2, 1, 2, 2)]" in outcome.stdout + "".join(outcome.texts)
-    after = "t = torch.ones(1); dist.all_reduce(t); t.item(), dist.get_world_size(), own.num_processes, state.num_processes"
+    after = (
+        "t = torch.ones(1); dist.all_reduce(t); t.item(), dist.get_world_size(), own.num_processes, state.num_processes"
+    )
     assert fresh_notebook.run(after).ok().texts == ["(1.0, 1, 1, 1)"]
     assert fresh_notebook.run("%%distributed\ndist.get_world_size()").ok().texts == ["[0-1] 2"]
 
@@ -229,12 +230,19 @@ def test_torchrun_environment_is_complete(tmp_path: Path) -> None:
         f"import json, os\nwith open(r'{tmp_path}/' + os.environ['RANK'], 'w') as f: json.dump(dict(os.environ), f)"
     )
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60, env=clean)
     ours = notebook_launcher(lambda: dict(os.environ), (), 2)
     of_the_run = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"}
-    # torchrun's agent reads a failed rank's error from this file; here it travels on the channel.
-    not_ours = {"TORCHELASTIC_ERROR_FILE"}
+    # What torchrun's agent says to itself: the signals it handles, and the file where it looks for a rank's error.
+    not_ours = {"TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_SIGNALS_TO_HANDLE"}
     for rank in (0, 1):
         theirs = json.loads((tmp_path / str(rank)).read_text())
         names = {name for name, value in theirs.items() if clean.get(name) != value} - not_ours
@@ -258,7 +266,11 @@ def test_one_process_runs_in_a_worker() -> None:
 def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables go to the workers, over nbsync's own, and the notebook's environment stays as it was."""
     before = dict(os.environ)
-    read: Callable[[], Any] = lambda: (os.environ["FLAVOUR"], os.environ["OMP_NUM_THREADS"], torch.get_num_threads())  # noqa: E731
+    read: Callable[[], Any] = lambda: (
+        os.environ["FLAVOUR"],
+        os.environ["OMP_NUM_THREADS"],
+        torch.get_num_threads(),
+    )
     found = notebook_launcher(read, (), 2, env={"FLAVOUR": "sweet", "OMP_NUM_THREADS": "2"})
     assert [value[:2] for value in found] == [("sweet", "2")] * 2
     assert dict(os.environ) == before
@@ -412,27 +424,24 @@ def test_the_right_culprit() -> None:
     error = caught.value
     assert isinstance(error, nbsync.WorkerError)
     assert error.ranks == (1,)
-    assert "raise ValueError" in "\n".join(error.traceback_lines)
+    assert 'raise ValueError("boom")' in without_colours("\n".join(error.traceback_lines))
     (line,) = error.others
     assert line.startswith("rank 0: waited in barrier")
 
 
-def test_ten_failures_and_ten_good_launches() -> None:
+def test_ten_failures_and_ten_good_launches(notebook: Notebook) -> None:
     """A launch after a failed one works, ten times in a row, although the errors are kept (defect c)."""
-
-    def fail() -> None:
-        world = World()
-        world.wait_for_everyone()
-        if world.rank == 1:
-            raise ValueError("boom")
-        world.wait_for_everyone()
-
-    kept = []
-    for _ in range(10):
-        with pytest.raises(ValueError, match="boom") as caught:
-            notebook_launcher(fail, (), 2)
-        kept.append(caught.value)
-        assert notebook_launcher(_reduce, (), 2) == [3.0, 3.0]
+    notebook.run(
+        "from nbsync import World, notebook_launcher\n"
+        "def fail():\n    world = World(); world.wait_for_everyone()\n"
+        "    if world.rank == 1: raise ValueError('boom')\n    world.wait_for_everyone()\n"
+        "def succeed(): return World().gather_object([1])\n"
+        "kept = []\ndef launch_both():\n"
+        "    try: notebook_launcher(fail, (), 2)\n    except ValueError as error: kept.append(error)\n"
+        "    return notebook_launcher(succeed, (), 2)"
+    ).ok()
+    for number in range(10):
+        assert notebook.run("launch_both() == [[1, 1]] * 2, len(kept)").ok().texts == [f"(True, {number + 1})"]
 
 
 def test_a_death_then_a_good_launch() -> None:
@@ -455,7 +464,9 @@ def test_timeout() -> None:
 @pytest.mark.parametrize("waiting", ["dist.barrier()", "time.sleep(60)", "torch.distributed.recv(torch.ones(1), 0)"])
 def test_interrupted_then_a_good_launch(notebook: Notebook, waiting: str) -> None:
     """Jupyter's interrupt ends a launch with KeyboardInterrupt within seconds, and the next one works (c and e)."""
-    notebook.run("import time, torch\nimport torch.distributed as dist\nfrom nbsync import World, notebook_launcher").ok()
+    notebook.run(
+        "import time, torch\nimport torch.distributed as dist\nfrom nbsync import World, notebook_launcher"
+    ).ok()
     notebook.start(
         "def inside():\n    world = World(); world.wait_for_everyone(); print('up')\n"
         f"    if world.rank: {waiting}\n    else: time.sleep(60)\n"
@@ -473,9 +484,7 @@ def test_unpicklable_values() -> None:
     """A value that cannot come back is named by rank, path and type; the function ran."""
     with pytest.raises(nbsync.TransferError, match=r"\['deep'\]\[1\] of type generator") as caught:
         notebook_launcher(lambda: {"deep": [1, (i for i in range(3))]}, (), 2)
-    assert "rank" in str(caught.value)
-    with pytest.raises(TypeError, match="lock"):
-        notebook_launcher(lambda: __import__("threading").Lock(), (), 2)
+    assert str(caught.value).startswith("rank 0: ")
 
 
 def test_traceback_in_the_notebook(notebook: Notebook) -> None:
@@ -506,7 +515,9 @@ def test_log_line_prefix_template(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     for rank in (0, 1):
         mine = [line for line in lines if f"|{rank}|" in line]
-        assert [line.rstrip() for line in mine] == [f"<default|{rank}|{rank}>:{text}" for text in (" hello", "", " blank")]
+        assert [line.rstrip() for line in mine] == [
+            f"<default|{rank}|{rank}>:{text}" for text in (" hello", "", " blank")
+        ]
 
 
 # ---- threads ----

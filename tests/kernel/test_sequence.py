@@ -29,9 +29,7 @@ NASTY = [
 DATA = st.lists(st.sampled_from([*NASTY, b"a", b"line\n"]), min_size=1, max_size=4).map(b"".join)
 Source: TypeAlias = Literal["stdout", "stderr", "message"]
 Write: TypeAlias = tuple[Literal["stdout", "stderr"], bytes] | tuple[Literal["message"], int]
-WRITES = st.lists(
-    st.tuples(st.sampled_from(["stdout", "stderr"]), DATA) | st.tuples(st.just("message"), st.integers())
-)
+WRITES = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), DATA) | st.tuples(st.just("message"), st.integers()))
 # Which source is read next, and how many bytes (or messages) of it.
 READS = st.lists(st.tuples(st.sampled_from(["stdout", "stderr", "message"]), st.integers(1, 40)))
 
@@ -131,9 +129,7 @@ def test_bytes_without_fences_are_not_delayed(pieces: list[bytes]) -> None:
     fed = passed = b""
     for piece in pieces:
         fed += piece
-        passed += b"".join(
-            data for _, data in sequencer.feed_bytes("stdout", piece) if isinstance(data, bytes)
-        )
+        passed += b"".join(data for _, data in sequencer.feed_bytes("stdout", piece) if isinstance(data, bytes))
         held = fed[len(passed) :]
         assert fed.startswith(passed)
         assert sequencer.pending == len(held)
@@ -188,9 +184,7 @@ def test_stray_fence_is_dropped() -> None:
 def test_lost_fence_does_not_block() -> None:
     """If one pipe lost a fence, reaching the next one counts as having passed it."""
     sequencer = Sequencer()
-    assert sequencer.feed_bytes("stdout", b"a" + fence(1, False) + b"b" + fence(2, False) + b"c") == [
-        ("stdout", b"a")
-    ]
+    assert sequencer.feed_bytes("stdout", b"a" + fence(1, False) + b"b" + fence(2, False) + b"c") == [("stdout", b"a")]
     assert sequencer.feed_bytes("stderr", fence(2, False)) == [("stdout", b"bc")]
 
 
@@ -232,10 +226,6 @@ def test_large_output_is_fast() -> None:
     started = time.perf_counter()
     size = sum(len(data) for _, data in sequencer.feed_bytes("stdout", stdout) if isinstance(data, bytes))
     for n in range(1, 20_001):
-        size += sum(
-            len(data)
-            for _, data in sequencer.feed_bytes("stderr", fence(n, False))
-            if isinstance(data, bytes)
-        )
+        size += sum(len(data) for _, data in sequencer.feed_bytes("stderr", fence(n, False)) if isinstance(data, bytes))
     assert size == 400 * 20_000
     assert time.perf_counter() - started < 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from notebooks import Notebook
 
 
@@ -241,7 +242,9 @@ def test_errors_many_times(live: Notebook) -> None:
     """Ten failures in a row leave the session as good as new."""
     for number in range(10):
         cell = f"%%distributed\nif rank == {number % 2}: raise ValueError('round {number}')\ndist.barrier()"
-        assert f"rank {number % 2}: ValueError: round {number}" in live.run(cell, timeout=10).failed("ValueError").evalue
+        assert (
+            f"rank {number % 2}: ValueError: round {number}" in live.run(cell, timeout=10).failed("ValueError").evalue
+        )
         _works(live)
 
 

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
 from notebooks import Notebook, find_process, poll
 
 
@@ -196,7 +197,9 @@ def test_usage_errors_name_the_choices(live: Notebook, cell: str, said: list[str
     assert any(word in text for word in said) if "auto" in said else all(word in text for word in said), text
 
 
-@pytest.mark.parametrize("magic", ["%%distributed", "%%on_rank", "%%main_process_first", "%wait_for_everyone", "%nbsync"])
+@pytest.mark.parametrize(
+    "magic", ["%%distributed", "%%on_rank", "%%main_process_first", "%wait_for_everyone", "%nbsync"]
+)
 def test_help(live: Notebook, magic: str) -> None:
     """`-h` prints the options, and is no error."""
     cell = f"{magic} -h\n1" if magic.startswith("%%") else f"{magic} -h"
@@ -383,8 +386,11 @@ def test_push_and_pull_of_what_cannot_travel(live: Notebook) -> None:
 
 # ---- random states ----
 
+
 def _draws(notebook: Notebook) -> list[tuple[float, float, float]]:
-    cell = "%%distributed\nimport random, numpy\ndrawn = torch.rand(1).item(), float(numpy.random.rand()), random.random()"
+    cell = (
+        "%%distributed\nimport random, numpy\ndrawn = torch.rand(1).item(), float(numpy.random.rand()), random.random()"
+    )
     notebook.run(cell).ok()
     notebook.run("%nbsync pull drawn").ok()
     return list(eval(notebook.run("drawn").ok().texts[0]))
@@ -442,7 +448,12 @@ def test_terminal_ipython(tmp_path: Path) -> None:
     env = os.environ | {"IPYTHONDIR": str(tmp_path / "ipython")}
     done = subprocess.run(
         [sys.executable, "-m", "IPython", "--no-banner", str(script)],
-        capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path, check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=env,
+        cwd=tmp_path,
+        check=True,
     )
     assert "[0-1] hello\n" in done.stdout
     assert "[0] 0\n" in done.stdout

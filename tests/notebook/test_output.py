@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from notebooks import Notebook, poll
 
 
@@ -124,7 +125,7 @@ def test_child_processes(live: Notebook) -> None:
 def test_partial_lines(live: Notebook) -> None:
     """Pieces of a line make one line, and an unfinished last line is shown when the cell ends."""
     cell = "%%distributed\nprint('a', end=''); print('b', end=' '); print('c')\nprint('no newline', end='')"
-    assert live.run(cell).ok().stdout == "[0-1] a" "b c\n[0-1] no newline\n"
+    assert live.run(cell).ok().stdout == "[0-1] ab c\n[0-1] no newline\n"
     assert live.run("%%distributed\nprint('next')").ok().stdout == "[0-1] next\n"
 
 
@@ -263,7 +264,11 @@ def test_displays_between_prints(live: Notebook) -> None:
     )
     outputs = live.run(cell).ok().outputs
     assert [kind for kind, _ in outputs] == ["stdout", "display", "stderr", "display", "stdout", "display"]
-    assert [what for kind, what in outputs if kind != "display"] == ["[0-1] one\n", "[0-1] three\n", "[0-1] five\n"]
+    assert [what for kind, what in outputs if kind != "display"] == [
+        "[0-1] one\n",
+        "[0-1] three\n",
+        "[0-1] five\n",
+    ]
     shown = [what for kind, what in outputs if kind == "display"]
     assert "<b>two</b>" in shown[0]["text/html"]
     assert "[0-1]" in shown[0]["text/html"]

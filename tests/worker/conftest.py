@@ -6,7 +6,6 @@ import faulthandler
 import multiprocessing
 import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -65,6 +64,14 @@ def group_works() -> Callable[[World], bool]:
     return lambda world: world.gather(torch.tensor(world.rank)).tolist() == list(range(world.size))
 
 
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A process that no launcher started."""
+    for name in (*_torchrun_environ(0, 1, 1, 0), "NBSYNC_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
 def _run(
     function: Callable[[], Any],
     size: int = 2,
@@ -74,15 +81,12 @@ def _run(
 ) -> list[Any]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    store = TCPStore(
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
     context = multiprocessing.get_context("fork")
     pipes, ends = zip(*(context.Pipe() for _ in range(size)), strict=True)
     processes = []
     for rank, end in enumerate(ends):
         place = _torchrun_environ(rank, size, local_size or size, port) | (environ or {})
-        foreign = [pipe for pipe in pipes + ends if pipe is not end]
+        foreign = [listener, *(pipe for pipe in pipes + ends if pipe is not end)]
         processes.append(context.Process(target=_rank_main, args=(function, place, end, foreign)))
     try:
         # A thread that never computes: a fork of one that used OpenMP hangs in the child (facts.md 1).
@@ -91,7 +95,14 @@ def _run(
         forker.join()
         for end in ends:
             end.close()
-        return _collect(pipes)
+        # Only now: while its thread serves the first ranks it holds locks of libc, and a rank forked at that
+        # moment would find them locked for ever.
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        for pipe in pipes:
+            pipe.send_bytes(b"go")
+        found = _collect(pipes)
+        del store
+        return found
     finally:
         for pipe in pipes:
             pipe.close()  # lets the ranks that have reported go
@@ -99,7 +110,6 @@ def _run(
             process.join(1)
             process.kill()
             process.join()
-        del store
 
 
 def _torchrun_environ(rank: int, size: int, local_size: int, port: int) -> dict[str, str]:
@@ -124,11 +134,12 @@ def _start(processes: list[Any]) -> None:
 
 
 def _rank_main(function: Callable[[], Any], environ: dict[str, str], end: Any, foreign: list[Any]) -> None:
-    for pipe in foreign:  # a copy of another rank's end would hide that rank's death
-        pipe.close()
+    for each in foreign:  # a copy of another rank's end would hide that rank's death
+        each.close()
+    end.recv_bytes()
     torch.set_num_threads(1)
     os.environ.update(environ)
-    faulthandler.dump_traceback_later(_LIMIT - 1, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(_LIMIT - 1, file=2)
     try:
         report = dill.dumps((function(), None, ""))
     except BaseException as error:

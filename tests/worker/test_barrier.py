@@ -163,9 +163,7 @@ def test_barriers_are_reported_with_the_users_line(run_ranks: Any) -> None:
         kinds = [(kind, name) for kind, name, _ in events[2:]]
         waits = [("in", "main_process_first"), ("out", "main_process_first")]
         assert kinds == ([("body", ""), *waits] if rank == 0 else [*waits, ("body", "")])
-        assert all(
-            "with world.main_process_first" in lines[line_of(site)] for _, _, site in events[2:] if site
-        )
+        assert all("with world.main_process_first" in lines[line_of(site)] for _, _, site in events[2:] if site)
 
 
 def line_of(site: str) -> int:

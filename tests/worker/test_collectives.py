@@ -22,11 +22,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8
 def same(left: Any, right: Any) -> Any:
     """Whether two nested structures are alike, tensors by type, shape and values."""
     if isinstance(left, dict):
-        return (
-            type(left) is type(right)
-            and left.keys() == right.keys()
-            and all(same(left[k], right[k]) for k in left)
-        )
+        return type(left) is type(right) and left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
     if isinstance(left, list | tuple):
         return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
     return left.dtype == right.dtype and left.shape == right.shape and left.equal(right)
@@ -74,9 +70,7 @@ def test_gather_keeps_the_dtype(run_ranks: Any) -> None:
         return [world.gather(torch.tensor([world.rank]).to(dtype)) for dtype in DTYPES]
 
     for found in run_ranks(rank_main):
-        assert all(
-            same(each, torch.tensor([0, 1]).to(dtype)) for each, dtype in zip(found, DTYPES, strict=True)
-        )
+        assert all(same(each, torch.tensor([0, 1]).to(dtype)) for each, dtype in zip(found, DTYPES, strict=True))
 
 
 def test_uneven_gather_is_an_error_on_every_rank(run_ranks: Any, group_works: Any) -> None:

@@ -79,9 +79,7 @@ def test_shares_are_those_of_accelerate(size: int, length: int) -> None:
     for rank in range(size):
         assert split(items, rank, size, False) == accelerates(items, rank, size)
         assert split(tuple(items), rank, size, False) == accelerates(tuple(items), rank, size)
-        assert split(torch.tensor(items), rank, size, False).equal(
-            accelerates(torch.tensor(items), rank, size)
-        )
+        assert split(torch.tensor(items), rank, size, False).equal(accelerates(torch.tensor(items), rank, size))
         if items:
             assert split(items, rank, size, True) == accelerates(items, rank, size, True)
 
@@ -96,9 +94,7 @@ def test_shares_are_those_of_accelerate(size: int, length: int) -> None:
 def test_every_kind_is_split(make: Any, size: int, length: int) -> None:
     """The shares make up the inputs; padded, each has ceil(length / size) items."""
     items = list(range(length))
-    inputs = (
-        make(slice(length)) if make == "abcdefgh".__getitem__ else make(length if make is range else items)
-    )
+    inputs = make(slice(length)) if make == "abcdefgh".__getitem__ else make(length if make is range else items)
     everything = list(getattr(inputs, "rows", inputs))
 
     found = shares(inputs, size)
@@ -181,9 +177,7 @@ def test_a_read_only_mapping_becomes_a_dict() -> None:
 @pytest.mark.parametrize("inputs", [{"x": [1], "y": [1, 2]}, {"x": [1], "in": {"y": [1, 2]}}])
 def test_values_of_different_length_are_an_error(inputs: Any) -> None:
     """The words are Accelerate's, and it is a ValueError; the lengths are named."""
-    with pytest.raises(
-        ValueError, match=r"All values in the dictionary must have the same length.*1, 2"
-    ) as info:
+    with pytest.raises(ValueError, match=r"All values in the dictionary must have the same length.*1, 2") as info:
         split(inputs, 0, 2, False)
     assert isinstance(info.value, UsageError)
 

@@ -24,14 +24,20 @@ class Process:
     channel: socket.socket
     stdout: int
     stderr: int
+    pidfd: int
+
+    def signal(self, number: int) -> None:
+        """Send a signal, to this process and no later one of the same number; nothing if it has ended."""
+        with suppress(ProcessLookupError):
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def kill(self) -> None:
-        """End the worker, which was not reaped yet, and everything it started."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.sweep()
+        """End the worker."""
+        self.signal(signal.SIGKILL)
 
     def sweep(self) -> None:
-        """End what the worker started: its process group outlives it."""
+        """End what an ended worker had started: its process group outlives it."""
         with suppress(ProcessLookupError, PermissionError):  # no group was made, or nobody is left in it
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -60,6 +60,7 @@ class LocalEngine:
             for process in started:
                 process.kill()
                 os.waitpid(process.pid, 0)
+                os.close(process.pidfd)
             for wire in wires:
                 wire.close_kernel_ends()
                 wire.close_worker_ends()
@@ -95,7 +96,7 @@ class LocalEngine:
                     worker.work(spec, ends, inherited)
 
                 pid = fork(be_worker)
-                started.append(Process(spec.rank, pid, wire.kernel_socket, wire.stdout[0], wire.stderr[0]))
+                pidfd = os.pidfd_open(pid)
+                started.append(Process(spec.rank, pid, wire.kernel_socket, wire.stdout[0], wire.stderr[0], pidfd))
         finally:
             gc.unfreeze()
-
