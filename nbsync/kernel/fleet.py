@@ -192,7 +192,8 @@ class Fleet:
                 if self.state.phase(rank) is Phase.DEAD:
                     raise WorkerDied(
                         ranks=[rank],
-                        message=f"is not running: it {self.state.note(rank)}. `%nbsync restart --ranks {rank}` brings it back",
+                        message=f"is not running: it {self.state.note(rank)}. "
+                        f"`%nbsync restart --ranks {rank}` brings it back",
                     )
                 if rank in self._active:
                     raise RankBusy(f"rank {rank} is busy: {self.state.note(rank)}. `%nbsync interrupt` interrupts it")

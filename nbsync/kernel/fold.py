@@ -163,3 +163,16 @@ class Folder:
     @staticmethod
     def _oldest(heads: Iterable[_Head]) -> _Head | None:
         return min(heads, key=_by_age, default=None)
+
+
+def in_rank_order(groups: Iterable[Group]) -> list[Group]:
+    """Of groups that are shown at the same moment: every rank's first one before anybody's second, by rank."""
+    level: dict[int, int] = {}
+    placed: list[tuple[int, int, Group]] = []
+    for group in groups:
+        ranks = group[0]
+        own = 1 + max(level.get(rank, 0) for rank in ranks)
+        level.update(dict.fromkeys(ranks, own))
+        placed.append((own, ranks[0], group))
+    placed.sort(key=lambda item: item[:2])
+    return [group for _, _, group in placed]

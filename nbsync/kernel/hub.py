@@ -6,6 +6,7 @@ import os
 import selectors
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,10 +194,8 @@ class Hub:
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        with suppress(BlockingIOError):  # enough wake-ups are waiting already
             os.write(self._wake_in, b"\0")
-        except BlockingIOError:  # enough wake-ups are waiting already
-            pass
 
     def _drain_wakes(self) -> None:
         os.read(self._wake_out, 1 << 16)

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from nbsync.errors import NoSession, TransferError, UsageError, describe_ranks
+from nbsync.errors import NoSession, UsageError, describe_ranks
+from nbsync.kernel import current
 from nbsync.kernel.devices import check_start_method, count_gpus, place
 from nbsync.kernel.engines.base import Call
-from nbsync.kernel.evidence import resident_bytes, unusual_state
 from nbsync.kernel.fleet import Fleet
+from nbsync.kernel.glance import describe_stacks, describe_world
 from nbsync.kernel.mend import heal_after, refill
 from nbsync.kernel.plan import Plan
 from nbsync.kernel.ranks import parse_ranks
+from nbsync.kernel.results import add_hint, show_results, unpack_value
 from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink, make_sink
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.verdict import judge
-from nbsync.protocol.messages import Done, Interrupt, Pull, Push, Request, RunCall, RunCell, Where
-from nbsync.protocol.serial import pack, unpack
-from nbsync.protocol.spec import STACK_SIGNAL
+from nbsync.protocol.messages import Interrupt, Pull, Push, Request, RunCall, RunCell, Where
+from nbsync.protocol.serial import pack
 
 Ranks = str | int | Iterable[int]
-
-_open_sessions: list[Session] = []
 
 
 class Session:
@@ -86,7 +82,7 @@ class Session:
         if plan.placement.note:
             make_sink().text("stderr", f"nbsync: {plan.placement.note}\n")
         self._fleet = self._start_fleet()
-        _open_sessions.append(self)
+        current.add(self)
 
     def _start_fleet(self) -> Fleet:
         from nbsync.kernel.engines.local import LocalEngine  # imports torch
@@ -118,20 +114,7 @@ class Session:
 
     def describe(self) -> str:
         """What every rank is doing now, in words: state, current line, memory."""
-        busy = self._fleet.state.in_phase(Phase.BUSY)
-        found = self._fleet.peek(busy) if busy else {}
-        places: dict[str, list[int]] = {}
-        for rank in busy:
-            places.setdefault(self._describe_place(rank, found.get(rank)), []).append(rank)
-        lines = [self.status().describe(), *(f"  {describe_ranks(r)}: {text}" for text, r in places.items())]
-        sizes = [resident_bytes(state.pid) for state in self.status().ranks]
-        lines.append("  memory " + ", ".join("-" if size is None else f"{size >> 20} MB" for size in sizes))
-        return "\n".join(lines)
-
-    def _describe_place(self, rank: int, where: Where | None) -> str:
-        if where is None:
-            return unusual_state(self._fleet.process(rank).pid) or "does not answer: it is in C code"
-        return f"at {where.line}" + (f", in {where.waiting_in}" if where.waiting_in else "")
+        return describe_world(self._fleet)
 
     def __repr__(self) -> str:
         return f"<nbsync.Session: {self.status().describe()}>" if self.is_running else "<nbsync.Session: closed>"
@@ -164,7 +147,7 @@ class Session:
         """
         sink = sink or make_sink()
         run = self._execute(lambda n: RunCell(n, code, execution_count), ranks, timeout, sink, "runs a cell")
-        _show_results(run, sink, self._plan)
+        show_results(run, sink, self._plan)
         self._raise_for(run)
 
     def call(
@@ -230,18 +213,7 @@ class Session:
 
         A rank that does not answer writes its stack to its stderr instead, which shows in the cell it runs.
         """
-        parts = []
-        for rank, where in self.peek(ranks).items():
-            if where is not None:
-                parts.append(f"rank {rank}:\n{''.join(where.stack)}")
-                continue
-            process = self._fleet.process(rank)
-            process.signal(STACK_SIGNAL)
-            reason = (
-                unusual_state(process.pid) or "it holds the GIL in C code; its stack shows in the output of its cell"
-            )
-            parts.append(f"rank {rank} does not answer: {reason}\n")
-        return "\n".join(parts)
+        return describe_stacks(self._fleet, self._choose(ranks))
 
     def interrupt(self) -> tuple[int, ...]:
         """Interrupt what runs, from another thread. Returns the ranks that were busy."""
@@ -263,14 +235,12 @@ class Session:
             return
         self._fleet.close()
         self._fleet = self._start_fleet()
-        if self not in _open_sessions:
-            _open_sessions.append(self)
+        current.add(self)
 
     def close(self) -> None:
         """End all workers. Their variables are lost; calling it again does nothing."""
         self._fleet.close()
-        if self in _open_sessions:
-            _open_sessions.remove(self)
+        current.remove(self)
 
     def __enter__(self) -> Session:
         return self
@@ -311,11 +281,12 @@ class Session:
     ) -> list[Any]:
         run = self._execute(make_request, ranks, timeout, make_sink(), note)
         self._raise_for(run)
-        return [_unpack_from(rank, run.done[rank]) for rank in run.ranks]
+        return [unpack_value(rank, run.done[rank]) for rank in run.ranks]
 
     def _raise_for(self, run: Run) -> None:
         error = judge(run)
         if error is not None:
+            add_hint(error)
             raise error from None
 
     def _choose(self, ranks: Ranks) -> tuple[int, ...]:
@@ -336,26 +307,6 @@ class Session:
         return self._fleet.state.in_phase(Phase.DEAD)
 
 
-def _show_results(run: Run, sink: Sink, plan: Plan) -> None:
-    """The last expressions, equal ones once, in the order of the first rank that has them."""
-    results = [(rank, run.done[rank].result) for rank in run.ranks if rank in run.done]
-    shown = [(rank, result) for rank, result in results if result is not None]
-    first = {repr(result): rank for rank, result in reversed(shown)}
-    for _, same in groupby(sorted(shown, key=lambda pair: first[repr(pair[1])]), key=lambda pair: first[repr(pair[1])]):
-        pairs = list(same)
-        data, metadata = pairs[0][1]
-        sink.display(plan.label(tuple(rank for rank, _ in pairs)), data, metadata, None, False)
-
-
-def _unpack_from(rank: int, done: Done) -> Any:
-    if done.value is None:
-        return None
-    try:
-        return unpack(done.value)
-    except TransferError as error:
-        raise TransferError(f"{describe_ranks([rank])}: {error}") from error
-
-
 def _check_timeout(timeout: float | None) -> None:
     if timeout is not None and not timeout > 0:
         raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
@@ -363,25 +314,3 @@ def _check_timeout(timeout: float | None) -> None:
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def open_sessions() -> Sequence[Session]:
-    """The sessions whose workers run, oldest first."""
-    return tuple(_open_sessions)
-
-
-def _close_all() -> None:
-    for session in list(_open_sessions):
-        session.close()
-
-
-def _after_fork() -> None:
-    """A worker has no sessions. The kernel's objects stay alive there: their destructors are not for it to run."""
-    global _open_sessions
-    _kept.append(_open_sessions)
-    _open_sessions = []
-
-
-_kept: list[Any] = []
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_after_fork)

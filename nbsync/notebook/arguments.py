@@ -85,7 +85,7 @@ def main_process_first() -> Parser:
 
 def wait_for_everyone() -> Parser:
     parser = _parser("%wait_for_everyone", "A barrier over all ranks.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="what the barrier is called while ranks wait in it")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="what the barrier is called while ranks wait in it")
     return parser
 
 

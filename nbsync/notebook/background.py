@@ -22,8 +22,9 @@ def run_in_background(shell: Any, job: Callable[[Sink], None]) -> threading.Thre
         try:
             job(sink)
         except (NbsyncError, KeyboardInterrupt) as error:
-            render = getattr(error, "_render_traceback_", lambda: [f"{type(error).__name__}: {error}"])
-            sink.text("stderr", "\n".join(render()) + "\n")
+            render = getattr(error, "_render_traceback_", None)
+            lines = render() if render else [f"{type(error).__name__}: {error}"]
+            sink.text("stderr", "\n".join(lines) + "\n")
 
     thread = threading.Thread(target=run, name="nbsync-background", daemon=True)
     thread.start()

@@ -38,8 +38,13 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
     @line_magic
     def wait_for_everyone(self, line: str) -> None:
-        """A barrier over all ranks."""
-        self._plainly(self._wait_for_everyone, arguments.wait_for_everyone(), line)
+        """A barrier over all ranks, from the notebook or as a line of a distributed cell."""
+        from nbsync.kernel.current import in_worker
+
+        if in_worker():
+            self.shell.user_ns["world"].wait_for_everyone(line.strip() or None)
+        else:
+            self._plainly(self._wait_for_everyone, arguments.wait_for_everyone(), line)
 
     @line_magic
     def nbsync(self, line: str) -> None:
@@ -69,7 +74,9 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             session.run_cell(code, rest, timeout=options.timeout, execution_count=self._count)
 
     def _wait_for_everyone(self, options: argparse.Namespace) -> None:
-        self._session().run_cell(f"world.wait_for_everyone({options.name!r})", execution_count=self._count)
+        self._session().run_cell(
+            f"world.wait_for_everyone({' '.join(options.name) or None!r})", execution_count=self._count
+        )
 
     # ---- the line ----
 
@@ -106,7 +113,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
                 compare_collectives=not options.no_compare,
             )
         )
-        print(f"nbsync: {session().world_size} workers, {session().backend}")
+        print(f"nbsync: {_workers(session().world_size)}, {session().backend}")
 
     def _status(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import has_session, session
@@ -126,7 +133,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import session
 
         session().restart(options.ranks)
-        fresh = f"rank {options.ranks} is fresh" if options.ranks else f"{session().world_size} fresh workers"
+        fresh = f"rank {options.ranks} is fresh" if options.ranks else _workers(session().world_size, "fresh ")
         print(f"nbsync: {fresh}, {session().backend}")
 
     def _stop(self, options: argparse.Namespace) -> None:
@@ -152,7 +159,11 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
     def _plainly(self, command: Callable[..., None], parser: arguments.Parser, line: str, *rest: str) -> None:
         """Run a command; what the user can mend by another line is told without a traceback."""
+        from nbsync.kernel.current import in_worker
+
         try:
+            if in_worker():
+                raise UsageError("this cell runs on a rank already; there `world` is what controls the processes")
             options = parser.parse_line(line)
             command(options, line, *rest) if rest else command(options)
         except arguments.HelpShown:
@@ -207,6 +218,10 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         return int(self.shell.execution_count) - 1 if self.shell.history_manager else 1
 
 
+def _workers(count: int, kind: str = "") -> str:
+    return f"{count} {kind}worker{'s' * (count != 1)}"
+
+
 def _names(text: str) -> list[str]:
     return [name for part in text.split(",") for name in part.split()]
 
@@ -236,7 +251,7 @@ def register(shell: InteractiveShell) -> None:
 
 def unregister(shell: InteractiveShell) -> None:
     """Take the magics away again and end the workers."""
-    from nbsync.kernel.session import open_sessions
+    from nbsync.kernel.current import open_sessions
 
     for session in open_sessions():
         session.close()

@@ -20,16 +20,17 @@ import dill
 from nbsync.errors import TransferError
 from nbsync.protocol.messages import Payload
 
-_shared: dict[int, Any] = {}
+_shared: dict[int, str] = {}
 
 
 def remember_shared(namespace: dict[str, Any]) -> None:
     """Take note of the classes and functions that notebook and workers have in common.
 
-    The kernel calls it just before the fork; the workers inherit the note. Each is kept alive, so its id stays its own.
+    The kernel calls it just before the fork; the workers inherit the note. Both sides still check, before they use it,
+    that the name means this very object.
     """
     _shared.update(
-        (id(value), value)
+        (id(value), name)
         for name, value in namespace.items()
         if isinstance(value, type | types.FunctionType)
         and value.__module__ == "__main__"
@@ -72,8 +73,9 @@ def unpack(payload: Payload) -> Any:
 
 class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
     def reducer_override(self, obj: Any) -> Any:
-        if id(obj) in _shared and getattr(sys.modules["__main__"], obj.__name__, None) is obj:
-            return obj.__name__
+        name = _shared.get(id(obj))
+        if name is not None and vars(sys.modules["__main__"]).get(name) is obj:
+            return name
         torch: Any = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -68,10 +69,8 @@ class Attendant:
     def _wake(self) -> None:
         if os.getpid() != self._pid:  # a child of this worker must not speak on its channel
             return
-        try:
+        with suppress(BlockingIOError):  # enough wake-ups are waiting already
             os.write(self._wake_in, b"\0")
-        except BlockingIOError:  # enough wake-ups are waiting already
-            pass
 
     def _serve(self) -> None:
         try:
@@ -121,10 +120,12 @@ class Attendant:
                 self._groups.cut()
             elif now >= self._release_at + STORE_GRACE and collective_in(self._main_stack()) is not None:
                 self._groups.cut(with_store=True)
-        if self._interrupted is not None and run == self._interrupted and now >= self._interrupted_at + INTERRUPT_GRACE:
+        is_late = now >= self._interrupted_at + INTERRUPT_GRACE
+        if is_late and run is not None and run == self._interrupted:
             # A handler that did not run means C code: a collective, a wait for the store, or a long computation.
-            if not self._interrupts.was_noticed or collective_in(self._main_stack()) is not None:
-                self._groups.cut(with_store=not self._interrupts.was_noticed)
+            in_c = not self._interrupts.was_noticed
+            if in_c or collective_in(self._main_stack()) is not None:
+                self._groups.cut(with_store=in_c)
 
     @property
     def _is_enforcing(self) -> bool:

@@ -64,7 +64,7 @@ class GroupKeeper:
                     keeper._before = None
 
         ProcessGroupGloo.__qualname__ = ProcessGroupGloo.__name__ = original.__name__
-        c10d.ProcessGroupGloo = ProcessGroupGloo  # type: ignore[misc]
+        c10d.ProcessGroupGloo = ProcessGroupGloo
 
     def _arguments(self, store: Store, *rest: Any) -> tuple[Any, ...]:
         """A worker that joins a world later meets the others where they heal their default group."""

@@ -31,7 +31,7 @@ def forget_inherited_worlds() -> None:
         for table in (world.pg_to_tag, world.pg_coalesce_state):
             table.clear()
         world.group_count = 0
-        c10d._unregister_all_process_groups()
+        c10d._unregister_all_process_groups()  # type: ignore[attr-defined]
     accelerate = sys.modules.get("accelerate.state")
     if accelerate is not None:
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)

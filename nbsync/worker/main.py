@@ -143,7 +143,7 @@ class Worker:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
         except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
-            traceback = () if self._on_error(error) else self._render(error)
+            traceback = () if self._on_error(error, run) else self._render(error)
             outcome = CellOutcome(error=error, traceback=traceback)
         failure = self._describe(outcome, run)
         outcome.error = None  # its frames would keep the user's objects alive
@@ -189,8 +189,8 @@ class Worker:
             skip, trace = skip + 1, trace.tb_next
         return self.shell.render(error, skip)
 
-    def _on_error(self, error: BaseException) -> bool:
-        run = self.interrupts.run
+    def _on_error(self, error: BaseException, run: int | None = None) -> bool:
+        run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
         follows = follows_from_others(error, released=self._was_released(run))
         if isinstance(error, NbsyncError):  # its message says all; the frames under the user's line are ours
             end_at_users_line(error)

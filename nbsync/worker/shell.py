@@ -70,7 +70,8 @@ class WorkerShell:
 
     @property
     def namespace(self) -> dict[str, Any]:
-        return self.shell.user_ns
+        namespace: dict[str, Any] = self.shell.user_ns
+        return namespace
 
     def run_cell(self, code: str, execution_count: int) -> CellOutcome:
         """Run a cell as IPython does: magics, await, last expression, tracebacks with its source."""

@@ -62,8 +62,14 @@ class World(Identity):
         automatic = _ONE_GPU_EACH if self.device.type == "cuda" and dist.is_nccl_available() else "gloo"
         return self._backend or os.environ.get("NBSYNC_BACKEND") or automatic
 
-    def _join(self) -> int:
-        """Make the process group if it is needed and not there; returns the number of processes."""
+    def join(self) -> int:
+        """Make the process group now, if it is not there: DistributedDataParallel and others expect it.
+
+        Every operation of `World` does this by itself. In a world of one without torchrun there is nothing to make.
+
+        Returns:
+            The number of processes.
+        """
         if dist.is_initialized():
             return dist.get_world_size()
         backend = self.backend
@@ -91,7 +97,7 @@ class World(Identity):
             BarrierTimeout: some ranks, which it names, did not come in time. The process group is unharmed.
         """
         name = name or "wait_for_everyone"
-        if self._join() == 1:
+        if self.join() == 1:
             return
         on_gpu = collectives.control_device().type == "cuda"
         with reported(name, call_site()):
@@ -106,7 +112,7 @@ class World(Identity):
         Raises:
             MainProcessFailed: on the others, when rank 0 raised in the block; it names the error.
         """
-        with self._first_of(range(self._join()), "main_process_first"):
+        with self._first_of(range(self.join()), "main_process_first"):
             yield
 
     @contextmanager
@@ -118,7 +124,7 @@ class World(Identity):
         Raises:
             MainProcessFailed: on a node's others, when their local rank 0 raised in the block.
         """
-        self._join()
+        self.join()
         with self._first_of(self.info.node, "local_main_process_first"):
             yield
 
@@ -170,7 +176,7 @@ class World(Identity):
         All ranks must call it, and get the same answer; the trigger is then off again everywhere.
         """
         triggered = self._triggered
-        if self._join() > 1:
+        if self.join() > 1:
             flag = torch.tensor(int(triggered), device=collectives.control_device())
             dist.all_reduce(flag)
             triggered = bool(flag)
@@ -205,7 +211,7 @@ class World(Identity):
         Raises:
             UsageError: on every rank, with every rank's shapes, when they differ.
         """
-        return collectives.gather(tensor, self._join())
+        return collectives.gather(tensor, self.join())
 
     def gather_object(self, object: Any) -> list[Any]:
         """Every rank's object, in rank order, as Accelerate's `gather_object`.
@@ -214,7 +220,7 @@ class World(Identity):
             A list with one entry per rank. When every rank passes a list or tuple, their items in one list.
             Dicts stay whole; Accelerate returns their keys.
         """
-        return collectives.gather_object(object, self._join())
+        return collectives.gather_object(object, self.join())
 
     def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
         """The ranks' tensors reduced to one, on every rank. As Accelerate's `Accelerator.reduce`.
@@ -230,7 +236,7 @@ class World(Identity):
         Raises:
             UsageError: shapes differ between the ranks, or there is no such reduction.
         """
-        return collectives.reduce(tensor, self._join(), reduction, scale)
+        return collectives.reduce(tensor, self.join(), reduction, scale)
 
     def broadcast(self, tensor: Any, from_process: int = 0) -> Any:
         """Overwrite every rank's tensors, in place, with `from_process`'s. As Accelerate's `broadcast`.
@@ -245,7 +251,7 @@ class World(Identity):
         Raises:
             UsageError: shapes differ between the ranks, or there is no such rank.
         """
-        return collectives.broadcast(tensor, self._join(), from_process)
+        return collectives.broadcast(tensor, self.join(), from_process)
 
     def broadcast_object_list(self, object_list: list[Any], from_process: int = 0) -> list[Any]:
         """Replace the content of every rank's list, in place, with that of `from_process`; returns the list.
@@ -255,7 +261,7 @@ class World(Identity):
         Raises:
             UsageError: there is no such rank.
         """
-        return collectives.broadcast_object_list(object_list, self._join(), from_process)
+        return collectives.broadcast_object_list(object_list, self.join(), from_process)
 
     def pad_across_processes(self, tensor: Any, dim: int = 0, pad_index: float = 0, pad_first: bool = False) -> Any:
         """Pad tensors to the size of the largest on any rank, so that they can be gathered.
@@ -274,7 +280,7 @@ class World(Identity):
         Raises:
             UsageError: the ranks' tensors differ in more than their sizes.
         """
-        return collectives.pad(tensor, self._join(), dim, pad_index, pad_first)
+        return collectives.pad(tensor, self.join(), dim, pad_index, pad_first)
 
 
 def _group_of_node(members: range) -> dist.ProcessGroup:

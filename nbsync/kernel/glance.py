@@ -1,0 +1,50 @@
+"""What the ranks are doing at this moment, in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from nbsync.errors import describe_ranks
+from nbsync.kernel.evidence import resident_bytes, unusual_state
+from nbsync.kernel.fleet import Fleet
+from nbsync.kernel.state import Phase
+from nbsync.protocol.messages import Where
+from nbsync.protocol.spec import STACK_SIGNAL
+
+
+def describe_world(fleet: Fleet) -> str:
+    """State, current line and memory of every rank; equal ranks in one line."""
+    busy = fleet.state.in_phase(Phase.BUSY)
+    found = fleet.peek(busy) if busy else {}
+    places: dict[str, list[int]] = {}
+    for rank in busy:
+        places.setdefault(_describe_place(fleet, rank, found.get(rank)), []).append(rank)
+    snapshot = fleet.state.snapshot(time.monotonic())
+    sizes = [resident_bytes(state.pid) for state in snapshot.ranks]
+    memory = ", ".join("-" if size is None else f"{size >> 20} MB" for size in sizes)
+    lines = [f"  {describe_ranks(ranks)}: {text}" for text, ranks in places.items()]
+    return "\n".join([snapshot.describe(), *lines, f"  memory {memory}"])
+
+
+def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
+    """The Python stack of each of `ranks`.
+
+    A rank that does not answer is made to write its stack to its stderr instead, which shows in the cell it runs.
+    """
+    found = fleet.peek(ranks)
+    parts = []
+    for rank in ranks:
+        if rank in found:
+            parts.append(f"rank {rank}:\n{''.join(found[rank].stack)}")
+            continue
+        fleet.process(rank).signal(STACK_SIGNAL)
+        in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
+        parts.append(f"rank {rank} does not answer: {unusual_state(fleet.process(rank).pid) or in_c}\n")
+    return "\n".join(parts)
+
+
+def _describe_place(fleet: Fleet, rank: int, where: Where | None) -> str:
+    if where is None:
+        return unusual_state(fleet.process(rank).pid) or "does not answer: it is in C code"
+    return f"at {where.line}" + (f", in {where.waiting_in}" if where.waiting_in else "")

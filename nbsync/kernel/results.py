@@ -1,0 +1,52 @@
+"""What the ranks give back: the values of a cell's last expressions, and what calls return."""
+
+from __future__ import annotations
+
+import re
+import sys
+from itertools import groupby
+from typing import Any
+
+from nbsync.errors import TransferError, WorkerError, describe_ranks
+from nbsync.kernel.plan import Plan
+from nbsync.kernel.run import Run
+from nbsync.kernel.sink import Sink
+from nbsync.protocol.messages import Done
+from nbsync.protocol.serial import unpack
+
+
+def show_results(run: Run, sink: Sink, plan: Plan) -> None:
+    """Show the last expressions, equal ones once, in the order of the first rank that has them."""
+    shown = [(rank, run.done[rank].result) for rank in run.ranks if rank in run.done]
+    first: dict[str, int] = {}
+    for rank, result in shown:
+        first.setdefault(repr(result), rank)
+    shown.sort(key=lambda pair: first[repr(pair[1])])
+    for _, same in groupby(shown, key=lambda pair: first[repr(pair[1])]):
+        pairs = list(same)
+        result = pairs[0][1]
+        if result is not None:
+            sink.display(plan.label(tuple(rank for rank, _ in pairs)), *result, None, False)
+
+
+def unpack_value(rank: int, done: Done) -> Any:
+    """What `rank` returned.
+
+    Raises:
+        TransferError: it cannot be rebuilt here.
+    """
+    if done.value is None:
+        return None
+    try:
+        return unpack(done.value)
+    except TransferError as error:
+        raise TransferError(f"{describe_ranks([rank])}: {error}") from error
+
+
+def add_hint(error: BaseException) -> None:
+    """A name that is missing on a rank may have been defined in the notebook since the start."""
+    if not isinstance(error, WorkerError) or error.type_name != "NameError":
+        return
+    name = re.search(r"name '(\w+)' is not defined", error.message)
+    if name is not None and name[1] in vars(sys.modules["__main__"]):
+        error.others += (f"{name[1]} is defined in the notebook: `%nbsync push {name[1]}` sends it to the ranks",)
