@@ -63,16 +63,17 @@ def at_most(what: str, samples: Samples, limit: float) -> Check:
 
 
 def at_most_times(what: str, mine: Samples, other: str, others: Samples, *, limit: float, aim: float) -> Check:
-    """The median takes at most `limit` times another tool's."""
-    ratio = statistics.median(mine) / statistics.median(others)
-    return Check(f"{what}: at most {limit:g} of {other} (aim {aim:g}), is {ratio:.2f}", ratio <= limit)
+    """The median takes at most `limit` times another tool's. On a busy machine the fastest repeats say more."""
+    ratio, best = (pick(mine) / pick(others) for pick in (statistics.median, min))
+    text = f"{what}: at most {limit:g} of {other} (aim {aim:g}), is {ratio:.2f} (fastest repeats: {best:.2f})"
+    return Check(text, ratio <= limit)
 
 
 def at_most_above(what: str, mine: Samples, other: str, others: Samples, *, limit: float) -> Check:
     """The median takes at most `limit` seconds more than another one."""
-    more = statistics.median(mine) - statistics.median(others)
-    text = f"{what}: at most {_duration(limit)} above {other}, is {_duration(more)} above"
-    return Check(text, more <= limit)
+    more, best = (pick(mine) - pick(others) for pick in (statistics.median, min))
+    text = f"{what}: at most {_duration(limit)} above {other}, is {_duration(more)}"
+    return Check(f"{text} (fastest repeats: {_duration(best)})", more <= limit)
 
 
 def heading() -> str:

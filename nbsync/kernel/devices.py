@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbsync.errors import StartError, UsageError
@@ -50,7 +51,7 @@ def place(num_processes: int | None, backend: str | None, gpus: int) -> Placemen
         backend: as asked for; None for gloo with NCCL where every rank has a GPU of its own, else gloo.
 
     Raises:
-        UsageError: the number is not a positive integer.
+        UsageError: the number is not a positive integer, or there is no such backend.
     """
     if num_processes is not None and (
         isinstance(num_processes, bool) or not isinstance(num_processes, int) or num_processes < 1
@@ -58,7 +59,7 @@ def place(num_processes: int | None, backend: str | None, gpus: int) -> Placemen
         raise UsageError(f"num_processes must be a positive integer or None (one per GPU), got {num_processes!r}")
     size = num_processes or gpus or DEFAULT_CPU_RANKS
     if backend is not None:
-        return Placement(size, backend)
+        return Placement(size, _checked(backend, gpus))
     if gpus == 0:
         return Placement(size, GLOO)
     if size > gpus:
@@ -66,10 +67,27 @@ def place(num_processes: int | None, backend: str | None, gpus: int) -> Placemen
     return Placement(size, GLOO_AND_NCCL)
 
 
-def threads_per_rank(world_size: int) -> int | None:
-    """The cores divided among the ranks; None when the user has set OMP_NUM_THREADS, which wins."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return None
+def _checked(backend: str, gpus: int) -> str:
+    """A backend as torch takes it: "gloo", or one per device type, "cpu:gloo,cuda:nccl"."""
+    from torch.distributed import Backend
+
+    known = [name for name in Backend.backend_list if name != Backend.UNDEFINED]
+    names = [part.rpartition(":")[2] for part in str(backend).lower().split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(
+            f"backend must be one of {', '.join(known)}, or one per device as in {GLOO_AND_NCCL!r}, got {backend!r}"
+        )
+    if Backend.NCCL in names and not gpus:
+        raise UsageError(f"backend={backend!r} needs GPUs, and there are none here: leave it out, or use 'gloo'")
+    return str(backend).lower()
+
+
+def threads_per_rank(world_size: int, env: Mapping[str, str]) -> int:
+    """The user's OMP_NUM_THREADS, from `env` or the notebook's environment; else the cores divided among the ranks."""
+    chosen = env.get("OMP_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS", "")
+    if chosen.isdecimal() and int(chosen) > 0:
+        return int(chosen)
     return max(1, len(os.sched_getaffinity(0)) // world_size)
 
 

@@ -10,11 +10,10 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A piece of output; entries with equal keys are the same output, whatever their payloads."""
 
     key: Hashable

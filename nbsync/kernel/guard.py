@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 
-_SCRIPT = 'while read -r groups; do last=$groups; done; [ -z "$last" ] || kill -KILL -- $last 2>/dev/null'
+_SCRIPT = 'while read -r groups; do last=$groups; done; [ -z "$last" ] || kill -s KILL -- $last 2>/dev/null'
 
 
 class Guard:

@@ -90,7 +90,7 @@ class Hub:
     def _serve(self) -> None:
         self._running = True
         while self._running:
-            for line in self._lines.values():
+            for line in list(self._lines.values()):  # other threads attach workers meanwhile
                 self._watch_output(line)
             for key, _ in self._selector.select():
                 if key.fd in self._selector.get_map():  # an earlier one of these may have ended its worker

@@ -9,7 +9,7 @@ from typing import Any
 
 from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.devices import check_start_method, count_gpus, place
-from nbsync.kernel.plan import Plan
+from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.printer import Label
 from nbsync.kernel.rendezvous import LOOPBACK
 from nbsync.kernel.session import Session
@@ -96,7 +96,7 @@ def notebook_launcher(
     plan = Plan(
         place(num_processes, backend, count_gpus()),
         init_group=False,
-        env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | dict(env or {}),
+        env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | checked_env(env),
         host=host,
         port=port,
         run_id=str(rdzv_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nbsync.errors import UsageError
 from nbsync.kernel.devices import Placement, threads_per_rank
 from nbsync.kernel.printer import Label, bracket_label
 from nbsync.kernel.rendezvous import LOOPBACK, Rendezvous, loopback_defaults, torchrun_environment
@@ -39,6 +40,18 @@ class Plan:
     fold: bool = True
 
 
+def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Variables for the workers as the user gave them.
+
+    Raises:
+        UsageError: a name or value is not a string.
+    """
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageError(f"env must map names to strings, got {name!r}: {value!r}: write {name!r}: {str(value)!r}")
+    return dict(env or {})
+
+
 def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: int = 0) -> WorkerSpec:
     """What worker `rank` is told. `life` counts how often the process group was made whole again."""
     size = plan.placement.world_size
@@ -53,9 +66,8 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
     environ |= loopback_defaults() | {"NBSYNC_BACKEND": plan.placement.backend}
     if not plan.placement.uses_gpu:
         environ["ACCELERATE_USE_CPU"] = "true"
-    threads = threads_per_rank(size)
-    if threads is not None:
-        environ["OMP_NUM_THREADS"] = str(threads)
+    threads = threads_per_rank(size, plan.env)
+    environ["OMP_NUM_THREADS"] = str(threads)
     return WorkerSpec(
         rank=rank,
         local_rank=rank,

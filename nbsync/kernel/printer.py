@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +19,7 @@ LIVE_AFTER = 0.3  # seconds that a line must stay unfinished before it is shown 
 LIVE_EVERY = 0.1
 
 
+@lru_cache
 def bracket_label(ranks: tuple[int, ...]) -> str:
     """`[0-3]`"""
     return f"[{format_ranks(ranks)}]"

@@ -14,7 +14,7 @@ from nbsync.kernel.engines.base import Call
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.glance import describe_stacks, describe_world
 from nbsync.kernel.mend import heal_after, refill
-from nbsync.kernel.plan import Plan
+from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, show_results, unpack_value
 from nbsync.kernel.run import Run
@@ -63,7 +63,7 @@ class Session:
         placement = place(num_processes, backend, count_gpus())
         plan = Plan(
             placement,
-            env=dict(env or {}),
+            env=checked_env(env),
             seed=seed,
             refill=refill,
             compare_collectives=compare_collectives,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from functools import cache
 from typing import Any, NoReturn
 
 from nbsync.errors import UsageError
@@ -61,6 +62,7 @@ def _add_run_options(parser: argparse.ArgumentParser, background: bool = True) -
     parser.add_argument("--push", default="", metavar="NAMES", help="first send these variables: a,b,c")
 
 
+@cache
 def distributed() -> Parser:
     parser = _parser("%%distributed", "Run the cell on all ranks, or on those named.")
     parser.add_argument("-n", type=int, metavar="N", help="number of ranks, when this cell starts the workers")
@@ -69,6 +71,7 @@ def distributed() -> Parser:
     return parser
 
 
+@cache
 def on_rank() -> Parser:
     parser = _parser("%%on_rank", "Run the cell on the ranks named only; the others skip it.")
     parser.add_argument("ranks", metavar="SPEC", help="0 | 0,2 | 0-3 | main | local_main | last | all")
@@ -76,6 +79,7 @@ def on_rank() -> Parser:
     return parser
 
 
+@cache
 def main_process_first() -> Parser:
     parser = _parser("%%main_process_first", "Rank 0 runs the cell, then the others do.")
     parser.add_argument("--local", action="store_true", help="the first of each node runs first")
@@ -83,12 +87,14 @@ def main_process_first() -> Parser:
     return parser
 
 
+@cache
 def wait_for_everyone() -> Parser:
     parser = _parser("%wait_for_everyone", "A barrier over all ranks.")
     parser.add_argument("name", nargs="*", metavar="NAME", help="what the barrier is called while ranks wait in it")
     return parser
 
 
+@cache
 def nbsync() -> Parser:
     parser = _parser("%nbsync", "The session from the line; alone it prints the status.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)

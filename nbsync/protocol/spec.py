@@ -21,7 +21,7 @@ class WorkerSpec:
         init_group: create the process group before the first request (sessions), or leave that to the function
             (launched functions, which may call `dist.init_process_group()` or build an `Accelerator` themselves).
         compare_collectives: let the ranks compare what they are about to do before each blocking collective.
-        threads: how many threads torch may use; None leaves it alone (the user set OMP_NUM_THREADS).
+        threads: how many threads torch may use.
         seed: base of this world's random states; every rank adds its own number.
     """
 
@@ -32,7 +32,7 @@ class WorkerSpec:
     backend: str
     init_group: bool
     seed: int
-    threads: int | None
+    threads: int
     compare_collectives: bool = True
     life: int = 0
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -26,53 +26,15 @@ from collections import deque
 from itertools import repeat
 from typing import Any, NoReturn
 
-from nbsync.testing.objects import Crashing, FailingRepr, HangingRepr, HugeRepr, Unpicklable
-from nbsync.testing.schedule import FAULTS, Fault, Planned, Schedule
-
-__all__ = [
-    "FAULTS",
-    "Crashing",
-    "FailingRepr",
-    "Fault",
-    "HangingRepr",
-    "HugeRepr",
-    "Planned",
-    "Schedule",
-    "Unpicklable",
-    "abort",
-    "backtrack",
-    "c_exit",
-    "change_surroundings",
-    "close_stdio",
-    "deadlock_in_recv",
-    "exhaust_descriptors",
-    "exit_process",
-    "flood_lines",
-    "flood_stdout",
-    "fork_child",
-    "hold_gil",
-    "ignore_termination",
-    "kill",
-    "leak_memory",
-    "load_data_forever",
-    "loop_forever",
-    "mismatched_operations",
-    "mismatched_reductions",
-    "mismatched_shapes",
-    "mismatched_types",
-    "miss_collective",
-    "python_out_of_memory",
-    "raise_error",
-    "read_forever",
-    "segfault",
-    "sleep_forever",
-    "stop",
-    "swallow_interrupts",
-    "sys_exit",
-    "torch_out_of_memory",
-    "wait_for_program",
-    "write_garbage",
-]
+from nbsync.testing.objects import Crashing as Crashing
+from nbsync.testing.objects import FailingRepr as FailingRepr
+from nbsync.testing.objects import HangingRepr as HangingRepr
+from nbsync.testing.objects import HugeRepr as HugeRepr
+from nbsync.testing.objects import Unpicklable as Unpicklable
+from nbsync.testing.schedule import FAULTS as FAULTS
+from nbsync.testing.schedule import Fault as Fault
+from nbsync.testing.schedule import Planned as Planned
+from nbsync.testing.schedule import Schedule as Schedule
 
 _FOREVER = 1_000_000.0  # seconds
 

@@ -26,7 +26,7 @@ from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.places import collective_in, is_users, users_line, walk_stack
 from nbsync.worker.watch import CollectiveWatch
 
-RELEASE_GRACE = 0.05  # seconds: a collective whose peers have all arrived is done by then
+RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
 CHECK_EVERY = 0.05  # seconds

@@ -112,8 +112,7 @@ class Worker:
             forget_inherited_worlds()
             self.groups.install()
             self.watch.install()
-            if self.spec.threads is not None:
-                torch.set_num_threads(self.spec.threads)
+            torch.set_num_threads(self.spec.threads)
             use_text_bars()
             seed_rank(self.spec.seed, self.spec.rank)
             set_reporter(_Reporter(self.channel.send))

@@ -6,14 +6,16 @@ import random
 
 import torch
 
+try:
+    import numpy.random
+except ModuleNotFoundError:  # torch works without it
+    numpy = None  # type: ignore[assignment]
+
 
 def seed_rank(base: int, rank: int) -> None:
     """Give this rank random states of its own in `random`, numpy and torch, reproducible from `base`."""
     seed = (base + rank) % 2**63
     random.seed(seed)
     torch.manual_seed(seed)
-    try:
-        import numpy
-    except ModuleNotFoundError:
-        return
-    numpy.random.seed(seed % 2**32)
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)

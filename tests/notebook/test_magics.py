@@ -1,4 +1,4 @@
-"""The session from the notebook: cells that live on, rank specs, starting, stopping, push and pull, through a kernel."""
+"""The session in a real kernel: cells that live on, rank specs, starting and stopping, push and pull."""
 
 from __future__ import annotations
 
@@ -345,7 +345,10 @@ def test_push(live: Notebook) -> None:
         "late_object = Late(4)"
     ).ok()
     live.run("%nbsync push late Late late_function late_object").ok()
-    cell = "%%distributed\nlate['t'].sum().item(), late_function(rank + 1), late_object.twice(), isinstance(late_object, Late)"
+    cell = (
+        "%%distributed\n"
+        "late['t'].sum().item(), late_function(rank + 1), late_object.twice(), isinstance(late_object, Late)"
+    )
     assert live.run(cell).ok().texts == ["[0] (3, 2, 8, True)", "[1] (3, 4, 8, True)"]
     live.run("only = 1\n%nbsync push only --ranks 1").ok()
     assert live.run("%%distributed\n'only' in globals()").ok().texts == ["[0] False", "[1] True"]

@@ -69,7 +69,10 @@ def test_unicode(live: Notebook) -> None:
     """Text of any script comes through, also cut in two in the middle of a character."""
     text = "é漢字 🙂 \N{ARABIC LETTER ALEF}"
     assert live.run(f"%%distributed\nprint({text!r})").ok().stdout == f"[0-1] {text}\n"
-    cell = "%%distributed\nimport os, time\nb = '漢\\n'.encode()\nos.write(1, b[:2]); time.sleep(0.05); os.write(1, b[2:]); None"
+    cell = (
+        "%%distributed\nimport os, time\nb = '漢\\n'.encode()\n"
+        "os.write(1, b[:2]); time.sleep(0.05); os.write(1, b[2:]); None"
+    )
     assert live.run(cell).ok().stdout == "[0-1] 漢\n"
 
 
@@ -196,7 +199,10 @@ def test_last_words(live: Notebook, end: str) -> None:
 
 def test_closed_stdout(live: Notebook) -> None:
     """A cell that closes sys.stdout, or redirects it, does not break the worker."""
-    cell = "%%distributed\nimport contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as f: print('held')\nf.getvalue()"
+    cell = (
+        "%%distributed\nimport contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as f: print('held')\nf.getvalue()"
+    )
     assert live.run(cell).ok().texts == ["[0-1] 'held\\n'"]
     live.run("%%on_rank 0\nimport sys\nsys.stdout.close()").ok()
     assert live.run("%%distributed\nrank").ok().texts == ["[0] 0", "[1] 1"]
@@ -260,7 +266,8 @@ def test_displays_between_prints(live: Notebook) -> None:
     """Displays stand where the rank made them, between its prints on both streams."""
     cell = (
         "%%distributed\nimport sys\nfrom IPython.display import HTML, display\n"
-        "print('one'); display(HTML('<b>two</b>')); print('three', file=sys.stderr); display('four'); print('five')\n'six'"
+        "print('one'); display(HTML('<b>two</b>')); print('three', file=sys.stderr); display('four')\n"
+        "print('five')\n'six'"
     )
     outputs = live.run(cell).ok().outputs
     assert [kind for kind, _ in outputs] == ["stdout", "display", "stderr", "display", "stdout", "display"]
@@ -304,7 +311,8 @@ def test_other_kinds(live: Notebook) -> None:
     """Markdown, LaTeX, JSON, SVG and images arrive in their own kind, labelled."""
     cell = (
         "%%on_rank 0\nfrom IPython.display import SVG, Image, JSON, Latex, Markdown, display\nimport base64\n"
-        "png = base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==')\n"
+        "png = base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhg'\n"
+        "                       'GAWjR9awAAAABJRU5ErkJggg==')\n"
         "display(Markdown('**bold**')); display(Latex('$x$')); display(JSON({'a': 1}))\n"
         "display(SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"></svg>')); display(Image(png))"
     )
@@ -320,7 +328,8 @@ def test_update_display(live: Notebook) -> None:
     """A display with an id is updated in place on each rank, also by a later cell."""
     cell = (
         "%%distributed\nfrom IPython.display import display, update_display\n"
-        "display(f'first {rank}', display_id='place')\nprint('between')\nupdate_display(f'second {rank}', display_id='place')"
+        "display(f'first {rank}', display_id='place')\nprint('between')\n"
+        "update_display(f'second {rank}', display_id='place')"
     )
     outcome = live.run(cell).ok()
     assert sorted(outcome.texts) == ["[0] 'second 0'", "[1] 'second 1'"]
@@ -333,7 +342,10 @@ def test_update_display(live: Notebook) -> None:
 
 def test_clear_output(live: Notebook) -> None:
     """clear_output wipes what the cell has shown; all ranks together clear once."""
-    cell = "%%on_rank 0\nfrom IPython.display import clear_output\nfor i in range(4):\n    clear_output(wait=True); print(i)"
+    cell = (
+        "%%on_rank 0\nfrom IPython.display import clear_output\n"
+        "for i in range(4):\n    clear_output(wait=True); print(i)"
+    )
     assert live.run(cell).ok().stdout == "[0] 3\n"
     cell = (
         "%%distributed\nfrom IPython.display import clear_output\n"

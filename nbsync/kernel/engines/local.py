@@ -8,8 +8,6 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch._dynamo  # noqa: F401  # DDP's first use imports it: once here, not in every worker at every start
-
 from nbsync.errors import StartError
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel, release_in_child
 from nbsync.kernel.engines.base import Call, Process

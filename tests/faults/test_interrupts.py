@@ -1,0 +1,184 @@
+"""Rows 16 to 25: Jupyter's interrupt ends a cell wherever its ranks are, and nobody loses anything."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from notebooks import alive, family, poll
+from worlds import GUARD, Ranks, Worlds
+
+_FOLDED = "Traceback (most recent call last)"
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("operation", ["dist.all_reduce(torch.ones(1))", "dist.barrier()"])
+def test_row_16_collective(world_of: Worlds, size: int, operation: str) -> None:
+    """The cell ends with KeyboardInterrupt, and says in which operation each rank was."""
+    ranks = world_of(size)
+    outcome = ranks.interrupted(f"if rank == 1:\n    inject.sleep_forever()\n{operation}")
+    error = outcome.failed("KeyboardInterrupt")
+    name = operation.partition("(")[0].removeprefix("dist.")
+    others = "rank 0" if size == 2 else f"ranks 0,2-{size - 1}"
+    assert f"{others}: interrupted in {name} at Cell In[{outcome.number}], line 5" in error.traceback
+    assert f"rank 1: interrupted at Cell In[{outcome.number}], line 4" in error.traceback
+    assert _FOLDED not in error.traceback
+    ranks.assert_whole()
+
+
+_WAITS = {
+    "sleep": "inject.sleep_forever()",
+    "pipe": "inject.read_forever()",
+    "program": "inject.wait_for_program()",
+    "shell command": "!sleep 1000",
+    "own recv": "if rank == 0: dist.recv(torch.ones(1), src=1)\nelse: inject.sleep_forever()",
+    "thread": "import threading; threading.Event().wait()",
+    "lock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
+    "await": "import asyncio; await asyncio.sleep(1000)",
+    "select": "import select; select.select([], [], [])",
+}
+
+
+@pytest.mark.parametrize("wait", _WAITS)
+def test_row_18_wait(pair: Ranks, wait: str) -> None:
+    """Whatever a rank waits for outside torch, an interrupt ends it."""
+    error = pair.interrupted(_WAITS[wait]).failed("KeyboardInterrupt")
+    assert "interrupted" in error.traceback
+    pair.assert_whole()
+
+
+def test_row_18_input(pair: Ranks) -> None:
+    """A rank cannot ask for input: an error says so at once, instead of a wait that nobody answers."""
+    error = pair.fail("input('name? ')", "RuntimeError")
+    assert "a rank cannot ask for input" in error.evalue
+    pair.assert_whole()
+
+
+def test_row_19_data_loader(pair: Ranks) -> None:
+    """The DataLoader's processes are gone, and their tracebacks are not shown."""
+    outcome = pair.interrupted("inject.load_data_forever(num_workers=2)")
+    error = outcome.failed("KeyboardInterrupt")
+    assert _FOLDED not in outcome.stdout + outcome.stderr + error.traceback
+    poll(lambda: len(alive(family(pair.notebook.pid))) == 3, 2.0)  # two ranks and the guard
+    assert len(alive(family(pair.notebook.pid))) == 3
+    pair.assert_whole()
+
+
+def test_row_20_new_group(pair: Ranks) -> None:
+    """An interrupt ends a process group's creation to which not all ranks come."""
+    pair.interrupted("dist.new_group([0, 1]) if rank == 0 else inject.sleep_forever()").failed("KeyboardInterrupt")
+    pair.assert_whole()
+
+
+def test_row_20_store_wait(pair: Ranks) -> None:
+    """An interrupt ends a wait for a key that nobody sets."""
+    pair.interrupted("dist.distributed_c10d._get_default_store().get('nobody sets it')").failed("KeyboardInterrupt")
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("timeout", ["", ", timeout=100"])
+def test_row_20_wait_for_everyone(pair: Ranks, timeout: str) -> None:
+    """An interrupt ends our own barrier, with and without a time limit."""
+    cell = f"world.wait_for_everyone('row 20'{timeout}) if rank == 0 else inject.sleep_forever()"
+    pair.interrupted(cell).failed("KeyboardInterrupt")
+    pair.assert_whole()
+
+
+def test_row_20_missing_ranks_are_named(pair: Ranks) -> None:
+    """Our barrier's time limit names the rank that did not come, and the barrier works afterwards."""
+    error = pair.fail(
+        "world.wait_for_everyone('row 20', timeout=0.5) if rank == 0 else time.sleep(1)", "BarrierTimeout"
+    )
+    assert error.evalue.startswith("rank 0: BarrierTimeout: rank 1 did not arrive at 'row 20' within 0.5 s")
+    pair.run("world.wait_for_everyone('row 20')").ok()
+    pair.assert_whole()
+
+
+def test_row_21_idle(pair: Ranks) -> None:
+    """Interrupts between cells do nothing to the workers."""
+    before = pair.pids()
+    for _ in range(3):
+        pair.notebook.interrupt()
+    pair.assert_whole()
+    assert pair.pids() == before
+
+
+def test_row_22_ten_interrupts(pair: Ranks) -> None:
+    """Ten interrupts within a second end the cell once, and leave no rank half dead."""
+    pair.begin("if rank == 1:\n    inject.sleep_forever()\ndist.barrier()")
+    for _ in range(10):
+        pair.notebook.interrupt()
+        time.sleep(0.05)
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "still running" not in error.traceback
+    pair.assert_whole()
+
+
+def test_row_23_second_interrupt(pair: Ranks) -> None:
+    """A rank whose code swallowed the first interrupt is named, and asked again by the second."""
+    pair.begin("if rank == 1:\n    inject.swallow_interrupts(times=1)")
+    pair.notebook.interrupt()
+    time.sleep(0.3)
+    pair.notebook.interrupt()
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "rank 1 did not follow the interrupt" in outcome.stderr
+    assert "rank 1: interrupted" in error.traceback
+    assert "rank 0: had finished" in error.traceback
+    pair.assert_whole()
+
+
+def test_row_23_ignores_all(pair: Ranks) -> None:
+    """A rank that ignores every interrupt keeps the cell no longer than the third; what to do is said."""
+    pair.begin("if rank == 1:\n    inject.swallow_interrupts()\ndist.barrier()")
+    for _ in range(3):
+        pair.notebook.interrupt()
+        time.sleep(0.3)
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "rank 1 ignored every interrupt" in outcome.stderr
+    assert "the variables there are lost by that" in outcome.stderr
+    assert "rank 0: interrupted in barrier" in error.traceback
+    pair.bring_back(1)
+
+
+def test_row_24_interrupt_from_another_thread(pair: Ranks) -> None:
+    """What a button does, `session.interrupt()` from another thread, is the same as the kernel's interrupt."""
+    pair.notebook.run(
+        "import nbsync, threading\nbutton = threading.Timer(1.0, nbsync.session().interrupt); button.start()"
+    ).ok()
+    error = pair.fail("if rank == 1:\n    inject.sleep_forever()\ndist.barrier()")
+    assert "KeyboardInterrupt" in error.ename + error.evalue
+    pair.assert_whole()
+
+
+def test_row_25_time_limit(pair: Ranks) -> None:
+    """A cell's time limit ends it, names the ranks that had not finished and says where they were."""
+    outcome = pair.notebook.run("%%distributed --timeout 0.5\nif rank == 1:\n    inject.sleep_forever()", GUARD)
+    error = outcome.failed("RunTimeout")
+    assert "rank 1 had not finished" in error.evalue
+    assert f"rank 1: interrupted at Cell In[{outcome.number}], line 3" in error.evalue
+    assert "rank 0: had finished" in error.evalue
+    assert outcome.seconds < 3
+    pair.assert_whole()
+
+
+def test_row_25_time_limit_in_a_collective(pair: Ranks) -> None:
+    """The time limit frees ranks that are blocked in a collective."""
+    cell = "%%distributed --timeout 0.5\nif rank == 1:\n    inject.sleep_forever()\ndist.barrier()"
+    error = pair.notebook.run(cell, GUARD).failed("RunTimeout")
+    assert "rank 0: interrupted in barrier" in error.evalue
+    pair.assert_whole()
+
+
+def test_row_22_interrupt_after_every_delay(pair: Ranks) -> None:
+    """An interrupt at any moment of a short cell ends it or comes too late; the next cell always works."""
+    for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.03):
+        pair.notebook.start("%%distributed\nfor _ in range(20):\n    dist.all_reduce(torch.ones(1))")
+        time.sleep(delay)
+        pair.notebook.interrupt()
+        outcome = pair.notebook.wait(GUARD)
+        if outcome.status == "error":
+            outcome.failed("KeyboardInterrupt")
+        pair.assert_whole()

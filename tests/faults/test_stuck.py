@@ -1,0 +1,217 @@
+"""Rows 10 to 15: ranks that do not fit together, and a rank that does not move. The world says who waits for whom."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from worlds import GUARD, Ranks, Worlds
+
+SIZES = [2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("fault", "first", "second"),
+    [
+        ("mismatched_shapes", "all_reduce (2,) float32 sum", "all_reduce (3,) float32 sum"),
+        ("mismatched_types", "all_reduce (2,) float32 sum", "all_reduce (2,) float64 sum"),
+        ("mismatched_reductions", "all_reduce (2,) float32 sum", "all_reduce (2,) float32 max"),
+        ("mismatched_operations", "all_reduce (2,) float32 sum", "broadcast (2,) float32 root 1"),
+    ],
+)
+def test_row_10_mismatch(pair: Ranks, fault: str, first: str, second: str) -> None:
+    """Both sides' operation, shape, type and line are told; nobody crashes, hangs or goes on with a wrong number."""
+    outcome = pair.run(f"wrong = False\ninject.{fault}()\nwrong = True")
+    error = outcome.failed("CollectiveMismatch")
+    assert f"rank 0: {first} at Cell In[{outcome.number}], line 3" in error.evalue
+    assert f"rank 1: {second} at Cell In[{outcome.number}], line 3" in error.evalue
+    assert error.evalue.startswith("ranks 0-1: CollectiveMismatch")
+    assert pair.run("wrong").ok().texts == ["[0-1] False"]
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_row_10_many_ranks(world_of: Worlds, size: int) -> None:
+    """The odd one out can be seen in the list of ranks, in which equal ones share a line."""
+    ranks = world_of(size)
+    error = ranks.fail("inject.mismatched_shapes(rank=2)", "CollectiveMismatch")
+    assert "rank 2: all_reduce (3,)" in error.evalue
+    ranks.assert_whole()
+
+
+def test_row_10_other_order(pair: Ranks) -> None:
+    """Two collectives in another order are told with the lines of both."""
+    cell = (
+        "t = torch.ones(1)\nif rank == 0:\n    dist.all_reduce(t)\n    dist.barrier()\n"
+        "else:\n    dist.barrier()\n    dist.all_reduce(t)"
+    )
+    outcome = pair.run(cell)
+    error = outcome.failed("CollectiveMismatch")
+    assert re.search(rf"rank 0: all_reduce .* at Cell In\[{outcome.number}\], line 4", error.evalue)
+    assert re.search(rf"rank 1: barrier at Cell In\[{outcome.number}\], line 7", error.evalue)
+    pair.assert_whole()
+
+
+def test_row_10_different_barriers(pair: Ranks) -> None:
+    """Ranks that are in barriers of different names are both named."""
+    error = pair.fail("world.wait_for_everyone('start' if rank else 'end')")
+    assert "start" in error.evalue
+    assert "end" in error.evalue
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_row_11_missed_collective(world_of: Worlds, size: int) -> None:
+    """Who waits where, and who had finished, is told, and nobody loses state."""
+    ranks = world_of(size)
+    outcome = ranks.run("dist.barrier()\ninject.miss_collective(rank=1)")
+    error = outcome.failed("Deadlock")
+    waiting = "rank 0 waits" if size == 2 else f"ranks 0,2-{size - 1} wait"
+    assert re.search(rf"{waiting} in all_reduce #\d+ at Cell In\[{outcome.number}\], line 3", error.evalue)
+    assert "rank 1 has finished" in error.evalue
+    assert outcome.seconds < 5
+    ranks.assert_whole()
+
+
+def test_row_11_missed_backward(pair: Ranks) -> None:
+    """A rank that misses DDP's backward is told as well; the model trains on."""
+    pair.run("from torch.nn.parallel import DistributedDataParallel as DDP\nmodel = DDP(torch.nn.Linear(4, 4))").ok()
+    error = pair.fail("if rank == 0:\n    model(torch.ones(2, 4)).sum().backward()", "Deadlock")
+    assert "rank 0 waits in" in error.evalue
+    assert "rank 1 has finished" in error.evalue
+    pair.run("model.zero_grad(); model(torch.ones(2, 4)).sum().backward()").ok()
+    pair.assert_whole()
+
+
+def test_row_11_cell_on_some_ranks(pair: Ranks) -> None:
+    """A collective in a cell that runs on one rank only is told: the others do not run the cell."""
+    error = pair.notebook.run("%%on_rank 0\ndist.barrier()", GUARD).failed("Deadlock")
+    assert "rank 0 waits in barrier" in error.evalue
+    assert "rank 1 does not run this cell" in error.evalue
+    pair.assert_whole()
+
+
+def test_row_11_late_rank_is_no_fault(pair: Ranks) -> None:
+    """A rank that computes for longer than the watch looks is waited for."""
+    pair.run("if rank == 1:\n    inject.loop_forever(2.5)\nt = torch.ones(1); dist.all_reduce(t)").ok()
+    pair.run("if rank == 1:\n    inject.sleep_forever(2.5)\nt = torch.ones(1); dist.all_reduce(t)").ok()
+    pair.assert_whole()
+
+
+@pytest.fixture
+def stopped(pair: Ranks) -> tuple[Ranks, int]:
+    """A world whose rank 1 is stopped in a cell in which rank 0 waits for it, and the pid of rank 1."""
+    pid = pair.pids()[1]
+    pair.begin("if rank == 1:\n    inject.stop()\ndist.barrier()", "[0-1] begun")
+    return pair, pid
+
+
+def test_row_12_stopped_rank_goes_on(stopped: tuple[Ranks, int]) -> None:
+    """A stopped rank is no reason to break anything: when it is resumed the cell ends well."""
+    ranks, pid = stopped
+    os.kill(pid, signal.SIGCONT)
+    ranks.notebook.wait(GUARD).ok()
+    ranks.assert_whole()
+
+
+def test_row_12_interrupt_frees_the_others(stopped: tuple[Ranks, int]) -> None:
+    """An interrupt frees the other rank at once; the stopped one follows when it is resumed, and keeps its state."""
+    ranks, pid = stopped
+    ranks.notebook.interrupt()
+    time.sleep(1.0)  # the others are free by then; the cell itself waits for the stopped rank
+    os.kill(pid, signal.SIGCONT)
+    error = ranks.notebook.wait(GUARD).failed("KeyboardInterrupt")
+    assert "rank 0: interrupted in barrier" in error.traceback
+    ranks.assert_whole()
+
+
+def test_row_12_given_up_and_replaced(stopped: tuple[Ranks, int]) -> None:
+    """After three interrupts the cell ends, names the rank, and `restart` replaces it without touching the other."""
+    ranks, _ = stopped
+    for _ in range(3):
+        ranks.notebook.interrupt()
+        time.sleep(0.5)
+    outcome = ranks.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "%nbsync restart --ranks 1" in outcome.stderr
+    assert "rank 1: still running" in error.traceback
+    assert "rank 1" in ranks.fail("1").evalue
+    ranks.bring_back(1)
+
+
+@pytest.mark.xfail(strict=True, reason="row 12: the process state of a rank is not shown")
+def test_row_12_process_state_is_told(stopped: tuple[Ranks, int]) -> None:
+    """That the rank is stopped is said when its state is asked for."""
+    ranks, pid = stopped
+    ranks.notebook.interrupt()
+    time.sleep(1.0)
+    os.kill(pid, signal.SIGCONT)
+    outcome = ranks.notebook.wait(GUARD)
+    assert "stopped" in outcome.stderr + outcome.failed().traceback
+
+
+@pytest.mark.parametrize("on_all", [False, True])
+def test_row_13_endless_loop(pair: Ranks, on_all: bool) -> None:
+    """An interrupt ends an endless loop, on one rank or all, and says where they were."""
+    cell = "inject.loop_forever()" if on_all else "if rank == 1:\n    inject.loop_forever()\ndist.barrier()"
+    error = pair.interrupted(cell).failed("KeyboardInterrupt")
+    assert ("ranks 0-1: interrupted at" if on_all else "rank 0: interrupted in barrier at") in error.traceback
+    pair.assert_whole()
+
+
+def test_row_14_c_code_holds_the_gil(pair: Ranks) -> None:
+    """The other rank is free while one computes in C; that one follows when it is back, and keeps its state."""
+    cell = "if rank == 1:\n    inject.hold_gil(3)\n    reached = True\n    inject.sleep_forever()\ndist.barrier()"
+    error = pair.interrupted(cell).failed("KeyboardInterrupt")
+    assert "rank 0: interrupted in barrier" in error.traceback
+    assert "rank 1: interrupted" in error.traceback
+    pair.assert_whole()
+
+
+def test_row_14_backtracking_regex(pair: Ranks) -> None:
+    """A regular expression that backtracks for ages ends by an interrupt."""
+    pair.interrupted("inject.backtrack()").failed("KeyboardInterrupt")
+    pair.assert_whole()
+
+
+def test_row_14_third_interrupt_gives_up(pair: Ranks) -> None:
+    """A rank that stays in C for ever is given up on the third interrupt, and can be replaced."""
+    pair.begin("if rank == 1:\n    inject.hold_gil(600)\ndist.barrier()")
+    for _ in range(3):
+        pair.notebook.interrupt()
+        time.sleep(0.5)
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "rank 0: interrupted in barrier" in error.traceback
+    assert "rank 1: still running" in error.traceback
+    assert "%nbsync restart --ranks 1" in outcome.stderr
+    pair.bring_back(1)
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
+    """Ranks that all wait to receive are told that they wait for each other, and freed."""
+    ranks = world_of(size)
+    outcome = ranks.run("inject.deadlock_in_recv()")
+    error = outcome.failed("Deadlock")
+    assert f"ranks 0-{size - 1} wait in recv at Cell In[{outcome.number}], line 2" in error.evalue
+    assert outcome.seconds < 5
+    ranks.assert_whole()
+
+
+@pytest.mark.xfail(strict=True, reason="row 15: the message does not say whom a rank waits for in recv")
+def test_row_15_wait_for_graph(pair: Ranks) -> None:
+    """The message says for whom each rank waits."""
+    error = pair.fail("inject.deadlock_in_recv()", "Deadlock")
+    assert re.search(r"rank 0 .*(from|for) rank 1", error.evalue)
+    assert re.search(r"rank 1 .*(from|for) rank 0", error.evalue)
+
+
+def test_row_15_interrupt_before_it_is_recognised(pair: Ranks) -> None:
+    """An interrupt ends it too; who waited where is told."""
+    error = pair.interrupted("inject.deadlock_in_recv()").failed()
+    assert "recv" in error.traceback
+    pair.assert_whole()

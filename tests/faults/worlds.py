@@ -1,0 +1,169 @@
+"""`Ranks`: ranks of a real kernel that are to be hit by faults, and what the kernel holds before and after."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from notebooks import CellError, Notebook, Outcome, alive, family, listeners, poll
+
+GUARD = 20.0  # seconds: only to tell a hang from a slow machine
+CLEAN_LIMIT = 3.0
+SETTLED = 0.3  # seconds in which a rank that printed something gets to its next line
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What the kernel holds: to be the same before and after a fault."""
+
+    processes: int
+    descriptors: int
+    listeners: int
+    threads: int
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def of(cls, pid: int) -> Holdings:
+        """Of a kernel and its descendants; descriptors, listeners and threads are the kernel's own.
+
+        Descriptors are counted without TCP sockets: the front end's come and go, the store's are row 42's business.
+        """
+        return cls(
+            len(alive(family(pid))),
+            _descriptors(pid),
+            len(listeners([pid])),
+            len(os.listdir(f"/proc/{pid}/task")),
+            frozenset(name for name in os.listdir("/dev/shm") if "nbsync" in name or "torch" in name),
+        )
+
+
+def _descriptors(pid: int) -> int:
+    tcp = set()
+    for table in ("tcp", "tcp6"):
+        tcp |= {line.split()[9] for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]}
+    count = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            count += os.readlink(f"/proc/{pid}/fd/{fd}")[8:-1] not in tcp
+    return count
+
+
+class Ranks:
+    """A session of `size` ranks, each with a sentinel in its namespace."""
+
+    def __init__(self, notebook: Notebook, size: int) -> None:
+        self.notebook, self.size = notebook, size
+        self.everyone = tuple(range(size))
+        self._token = ""
+
+    # ---- cells ----
+
+    def run(self, code: str, timeout: float = GUARD) -> Outcome:
+        """Run a cell on all ranks."""
+        return self.notebook.run(f"%%distributed\n{code}", timeout)
+
+    def fail(self, code: str, ename: str = "", timeout: float = GUARD) -> CellError:
+        """Run a cell on all ranks; its error, which there must be."""
+        return self.run(code, timeout).failed(ename)
+
+    def begin(self, code: str, said: str = "") -> None:
+        """Begin a cell on all ranks, and return soon after all of them came to its first line."""
+        self.notebook.start(f"%%distributed\nprint('begun')\n{code}")
+        self.notebook.wait_for_output(said or f"[0-{self.size - 1}] begun", GUARD)
+        time.sleep(SETTLED)
+
+    def interrupted(self, code: str, timeout: float = GUARD) -> Outcome:
+        """Run a cell on all ranks, and interrupt it when they are in it."""
+        self.begin(code)
+        asked = time.monotonic()
+        self.notebook.interrupt()
+        outcome = self.notebook.wait(timeout)
+        outcome.seconds = time.monotonic() - asked
+        return outcome
+
+    # ---- state ----
+
+    def pids(self) -> list[int]:
+        """The processes of the ranks, in order."""
+        shown = self.notebook.run("import nbsync; [state.pid for state in nbsync.session().status().ranks]").ok()
+        return [int(pid) for pid in re.findall(r"\d+", shown.texts[0])]
+
+    def mark(self, ranks: Sequence[int] | None = None) -> None:
+        """Put a sentinel into the namespace of each rank."""
+        self._token = self._token or secrets.token_hex(4)
+        spec = ",".join(map(str, self.everyone if ranks is None else ranks))
+        self.notebook.run(f"%%on_rank {spec}\nsentinel = f'{self._token}-{{rank}}'").ok()
+
+    def assert_kept(self, ranks: Sequence[int] | None = None) -> None:
+        """These ranks still have their sentinel."""
+        ranks = self.everyone if ranks is None else ranks
+        shown = self.notebook.run(f"%%on_rank {','.join(map(str, ranks))}\nsentinel", GUARD).ok().texts
+        assert shown == [f"[{rank}] '{self._token}-{rank}'" for rank in ranks]
+
+    def assert_next(self) -> None:
+        """The next cell with a collective works, with no action of the user."""
+        outcome = self.run("t = torch.tensor(rank + 1); dist.all_reduce(t); t.item()")
+        assert outcome.ok().texts == [f"[0-{self.size - 1}] {self.size * (self.size + 1) // 2}"]
+
+    def assert_whole(self) -> None:
+        """The next collective works, and no rank lost its namespace."""
+        self.assert_next()
+        self.assert_kept()
+
+    def bring_back(self, *lost: int) -> None:
+        """The others kept their state; a restart of the lost ranks makes the world whole without touching it."""
+        kept = [rank for rank in self.everyone if rank not in lost]
+        self.assert_kept(kept)
+        self.notebook.run(f"%nbsync restart --ranks {','.join(map(str, lost))}", GUARD).ok()
+        self.assert_next()
+        self.assert_kept(kept)
+
+
+class Worlds:
+    """Gives worlds of one kernel, one at a time."""
+
+    def __init__(self, get: Callable[[], Notebook]) -> None:
+        self._get = get
+        self._current: tuple[Notebook, Ranks] | None = None
+        self.given: Ranks | None = None
+        self.before: Holdings | None = None
+
+    def __call__(self, size: int) -> Ranks:
+        """A world of `size` ranks that answer."""
+        notebook = self._get()
+        if self._current is None or self._current[0] is not notebook or self._current[1].size != size:
+            notebook.run(f"%nbsync stop\n%nbsync start -n {size}", GUARD).ok()
+            self._current = notebook, Ranks(notebook, size)
+            notebook.run("%%distributed\nimport ctypes, os, signal, sys, time\nfrom nbsync.testing import inject").ok()
+        ranks = self._current[1]
+        if ranks.run("t = torch.ones(1); dist.all_reduce(t); inject; t.item()").texts != [f"[0-{size - 1}] {size}.0"]:
+            self._current = None  # a failed test left it so
+            return self(size)
+        ranks.mark()
+        self.given, self.before = ranks, Holdings.of(notebook.pid)
+        return ranks
+
+    def assert_clean(self) -> None:
+        """The kernel holds nothing that it did not hold before."""
+        if self.given is None or self.before is None or not self.given.notebook.is_alive:
+            return
+        pid, before = self.given.notebook.pid, self.before
+        poll(lambda: _is_no_more(Holdings.of(pid), before), CLEAN_LIMIT, interval=0.1)
+        now = Holdings.of(pid)
+        assert _is_no_more(now, before), f"before: {before}, now: {now}"
+
+
+def _is_no_more(now: Holdings, before: Holdings) -> bool:
+    return (
+        now.processes <= before.processes
+        and now.descriptors <= before.descriptors
+        and now.listeners <= before.listeners
+        and now.threads <= before.threads
+        and now.shared_memory <= before.shared_memory
+    )
