@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from nbsync.errors import describe_ranks
 from nbsync.protocol.messages import Where
 
-_HAS_A_LIMIT = "wait_at_barrier"  # wait_for_everyone(timeout=...): it ends by itself, and names the late ranks
+_HAS_A_LIMIT = "wait_for_everyone"  # with a timeout (else it shows as a barrier): it ends by itself
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv")
 
 

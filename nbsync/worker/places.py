@@ -13,6 +13,7 @@ _LIBRARIES = tuple(
     {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {os.path.join(os.path.dirname(os.path.dirname(__file__)), "")}
 )
+_SPOKEN = {"wait_at_barrier": "wait_for_everyone", "_pre_forward": "DDP's forward"}
 _COLLECTIVE_FOLDERS = (
     os.path.join("torch", "distributed", ""),
     os.path.join("torch", "nn", "parallel", "distributed.py"),
@@ -64,11 +65,11 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
         name = code.co_name
         if code.co_filename.endswith(_COLLECTIVE_FILES):
             if found is None and name not in ("wrapper", "__call__", "_wrapped_func"):
-                found = name
+                found = _SPOKEN.get(name, name)
         elif name == "_engine_run_backward":
             found = found or "backward"
     if found is None and last is not None and any(part in last.co_filename for part in _COLLECTIVE_FOLDERS):
-        return last.co_name  # below it there is C++ only, as in the first steps of DDP
+        return _SPOKEN.get(last.co_name, last.co_name)  # below it there is C++ only, as in the first steps of DDP
     return found
 
 
