@@ -18,6 +18,7 @@ from nbsync.kernel.plan import Plan, make_spec
 from nbsync.kernel.printer import Printer
 from nbsync.kernel.rendezvous import Rendezvous
 from nbsync.kernel.run import Conductor, Run
+from nbsync.kernel.sigint import sigint_later
 from nbsync.kernel.sink import Sink
 from nbsync.kernel.state import Phase, WorldState
 from nbsync.kernel.switchboard import hub
@@ -56,7 +57,7 @@ class Fleet:
         Raises:
             StartError: some did not come up; none is left running.
         """
-        self._rendezvous = Rendezvous.open(self.size, self.plan.host, self.plan.port)
+        self._rendezvous = Rendezvous.bind(self.plan.host, self.plan.port)
         try:
             self._bring_up(range(self.size))
         except BaseException:  # also an interrupt: all or nothing
@@ -86,11 +87,14 @@ class Fleet:
         self._active.update(dict.fromkeys(ranks, start))
         specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life) for rank in ranks]
         try:
-            for process in self._engine.start(specs, self._inherited):
-                self._processes[process.rank] = process
-                self.state.started(process.rank, process.pid, time.monotonic())
-                hub().attach(process, self._route)
-                hub().send(process, Begin())
+            with sigint_later():  # no worker may be started and forgotten
+                for process in self._engine.start(specs, self._inherited):
+                    self._processes[process.rank] = process
+                    self.state.started(process.rank, process.pid, time.monotonic())
+                    hub().attach(process, self._route)
+            self._rendezvous.serve(self.size)
+            for rank in ranks:
+                self._send(rank, Begin())
             meanwhile()
             self._wait_until_up(start)
         except BaseException:  # also an interrupt
@@ -104,7 +108,8 @@ class Fleet:
         """End all workers, those that do not follow by force. Idempotent."""
         self._end(list(self._processes.values()))
         self._processes.clear()
-        self._rendezvous = None
+        if self._rendezvous is not None:
+            self._rendezvous.close()
 
     def _end(self, processes: Sequence[Process]) -> None:
         """Ask those that are idle; end the others, and what is left, by force."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nbsync.errors import StartError
@@ -16,23 +15,24 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 
 
-@dataclass(frozen=True)
 class Rendezvous:
-    """A store that the kernel hosts, and its address. Without `port` the system chooses a free one: no race."""
+    """A store that the kernel hosts, in two steps: its port is bound before the workers are forked, served after.
 
-    host: str
-    port: int
-    store: TCPStore = field(repr=False)
+    A fork while the store's thread is at work could copy a lock that this thread holds, and hang the new worker.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.host, self.port = sock.getsockname()[:2]
+        self._socket: socket.socket | None = sock
+        self._store: TCPStore | None = None
 
     @classmethod
-    def open(cls, world_size: int, host: str = LOOPBACK, port: int = 0) -> Rendezvous:
-        """Host a store.
+    def bind(cls, host: str = LOOPBACK, port: int = 0) -> Rendezvous:
+        """Bind the address. With port 0 the system chooses a free one, without a race.
 
         Raises:
             StartError: the address cannot be bound.
         """
-        from torch._C._distributed_c10d import TCPStore
-
         sock = socket.socket()
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,11 +44,23 @@ class Rendezvous:
                 f"the rendezvous address {host}:{port} cannot be used: {error.strerror or error}. "
                 "Leave out the port, and a free one is taken"
             ) from error
-        bound = sock.getsockname()[1]
-        store = TCPStore(
-            host, bound, world_size, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
-        )
-        return cls(host, bound, store)
+        return cls(sock)
+
+    def serve(self, world_size: int) -> None:
+        """Serve the store, if it is not served already."""
+        from torch._C._distributed_c10d import TCPStore
+
+        if self._socket is not None:
+            fd, self._socket = self._socket.detach(), None
+            self._store = TCPStore(
+                self.host, self.port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=fd
+            )
+
+    def close(self) -> None:
+        """Free the port. Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = self._store = None
 
 
 def torchrun_environment(

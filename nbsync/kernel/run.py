@@ -6,13 +6,9 @@ This is the kernel's half of the abort ladder. The waiting thread decides and pr
 from __future__ import annotations
 
 import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from nbsync.errors import describe_ranks
@@ -20,6 +16,7 @@ from nbsync.kernel.evidence import oom_kills
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
+from nbsync.kernel.sigint import sigint_to
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
@@ -91,7 +88,7 @@ class Conductor:
 
     def conduct(self) -> None:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
-        with _sigint_to(self._run.inbox):
+        with sigint_to(lambda: self._run.inbox.put(_INTERRUPT)):  # an exception here could lose a message
             while self._run.pending and not self._run.abandoned:
                 self._step()
             self._printer.close()
@@ -176,23 +173,3 @@ class Conductor:
     def _order(self, order: Any) -> None:
         for rank in self._run.pending:
             self._send(rank, order)
-
-
-@contextmanager
-def _sigint_to(inbox: Inbox) -> Iterator[None]:
-    """Ctrl-C and Jupyter's interrupt become an item of the inbox: an exception here could lose a message.
-
-    The handler is borrowed, in the main thread only, and given back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def enqueue(signum: int, frame: FrameType | None) -> None:
-        inbox.put(_INTERRUPT)
-
-    before = signal.signal(signal.SIGINT, enqueue)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

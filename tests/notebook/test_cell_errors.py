@@ -48,17 +48,33 @@ def test_errors_are_of_the_original_type(live: Notebook, raised: str, caught: st
 
 def test_attributes_of_the_original(live: Notebook) -> None:
     """The error tells what the original told: its arguments, attributes and errno; the original itself is at hand."""
-    live.run("class Own(Exception):\n    def __init__(self, a, b): super().__init__(a); self.b = b").ok()
-    live.run("%nbsync restart").ok()
     live.run(
         "def catch(code):\n    try:\n        get_ipython().run_cell_magic('on_rank', '1', code)\n"
         "    except Exception as error:\n        return error"
     ).ok()
-    assert live.run("catch('raise Own(1, 2)').original.b").ok().texts == ["2"]
     assert live.run("catch('open(\"/nowhere\")').original.errno").ok().texts == ["2"]
-    assert live.run("catch('open(\"/nowhere\")').errno").ok().texts == ["2"]
     assert live.run("catch('{}[\"k\"]').original.args").ok().texts == ["('k',)"]
     assert live.run("'k' in str(catch('{}[\"k\"]'))").ok().texts == ["True"]
+
+
+def test_attributes_on_the_error_itself(live: Notebook) -> None:
+    """What `except OSError as e` reads, e.errno, is on the error itself."""
+    cell = (
+        "try:\n    get_ipython().run_cell_magic('on_rank', '1', 'open(\"/nowhere\")')\n"
+        "except OSError as error:\n    found = error.errno, error.filename\nfound"
+    )
+    assert live.run(cell).ok().texts == ["(2, '/nowhere')"]
+
+
+def test_original_with_an_own_signature(live: Notebook) -> None:
+    """An exception whose __init__ takes other arguments than it passes on arrives with its attributes."""
+    live.run("class Own(Exception):\n    def __init__(self, a, b): super().__init__(a); self.b = b").ok()
+    live.run("%nbsync restart").ok()
+    cell = (
+        "try:\n    get_ipython().run_cell_magic('on_rank', '1', 'raise Own(1, 2)')\n"
+        "except Own as error:\n    found = error.original\nfound.b"
+    )
+    assert live.run(cell).ok().texts == ["2"]
 
 
 def test_key_error_message(live: Notebook) -> None:
@@ -236,7 +252,21 @@ def test_death_between_cells(live: Notebook) -> None:
 
 def test_error_in_display(live: Notebook) -> None:
     """A repr that raises on a rank does not break the worker."""
-    live.run("%%on_rank 0\nclass Bad:\n    def __repr__(self): raise ValueError('in repr')\nBad()")
+    live.run("%%distributed\nclass Bad:\n    def __repr__(self): raise ValueError('in repr')").ok()
+    live.run("%%on_rank 0\nBad()")
+    _works(live)
+    live.run("%%on_rank 0\nimport time\ndisplay(Bad()); time.sleep(0.3)")
+    _works(live)
+
+
+def test_traceback_without_a_failure(live: Notebook) -> None:
+    """A cell that catches its error and only shows its traceback has not failed: the world stays whole."""
+    cell = (
+        "%%distributed\nimport time\nif rank == 0:\n    try:\n        1 / 0\n"
+        "    except ZeroDivisionError:\n        get_ipython().showtraceback(); time.sleep(0.3)\n"
+        "t = torch.tensor(rank + 1); dist.all_reduce(t); t.item()"
+    )
+    assert live.run(cell, timeout=10).ok().texts == ["[0-1] 3"]
     _works(live)
 
 
