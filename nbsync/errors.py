@@ -20,7 +20,9 @@ An interrupt is a `KeyboardInterrupt`, as everywhere in Python; `Interrupted` ad
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
+from types import MemberDescriptorType
 from typing import Any
 
 __all__ = [
@@ -148,6 +150,22 @@ class WorkerError(NbsyncError):
         self.traceback_lines = tuple(traceback_lines)
         self.others = tuple(others)
         self.original = original
+        if original is not None:
+            self._take_over(original)
+
+    def _take_over(self, original: BaseException) -> None:
+        """Have what code reads from the original, as `error.errno`, also where it lives in C."""
+        for name, value in vars(original).items():
+            self.__dict__.setdefault(name, value)
+        members = {
+            name: member
+            for cls in type(original).__mro__
+            for name, member in vars(cls).items()
+            if isinstance(member, MemberDescriptorType) and not name.startswith("__")
+        }
+        for name in members.keys() & set(dir(self)):
+            with suppress(AttributeError, TypeError):  # read-only, or without a value
+                setattr(self, name, getattr(original, name))
 
     @property
     def summary(self) -> str:

@@ -6,7 +6,7 @@ Pure: entries and times in, groups out; the clock is injected, so the hold can b
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -63,6 +63,7 @@ class Folder:
         self._heads: dict[Hashable, _Head] = {}
         self._holders: dict[Hashable, int] = {}  # in how many ranks' queues a key is, at whatever place
         self._arrivals = 0
+        self._turns: Counter[int] = Counter()  # how much of each rank the present call of `ready` has taken out
 
     def add(self, rank: int, item: Entry, now: float) -> None:
         """Take the next entry of `rank`."""
@@ -85,6 +86,7 @@ class Folder:
     def ready(self, now: float) -> list[Group]:
         """Take out the groups that are to be shown by `now`, in order."""
         groups: list[Group] = []
+        self._turns.clear()
         while (head := self._choose(now)) is not None:
             groups.append(self._emit(head))
         return groups
@@ -101,13 +103,18 @@ class Folder:
     def _choose(self, now: float) -> _Head | None:
         """Pick the next head to show, the oldest first."""
         if not self._silent:
-            settled = self._oldest(head for head in self._heads.values() if self._is_settled(head))
-            if settled is not None:
-                return settled
+            settled = (head for head in self._heads.values() if self._is_settled(head))
+            first = min(settled, key=self._turn, default=None)
+            if first is not None:
+                return first
         oldest = self._oldest(self._heads.values())
         if oldest is None or now < oldest.stamp[0] + self._hold:
             return None
         return self._before(oldest)
+
+    def _turn(self, head: _Head) -> tuple[int, int]:
+        """Ranks take turns: who has gone on to its next output may still say the same there as the others will."""
+        return max(self._turns[rank] for rank in head.ranks), min(head.ranks)
 
     def _is_settled(self, head: _Head) -> bool:
         """Whether every rank that has this key queued has it at its head."""
@@ -133,6 +140,7 @@ class Folder:
         ranks = tuple(sorted(head.ranks))
         entry = self._queues[ranks[0]].entries[0][1]
         for rank in ranks:
+            self._turns[rank] += 1
             self._drop_first(rank, head.key)
         return ranks, entry
 
@@ -162,16 +170,3 @@ class Folder:
     @staticmethod
     def _oldest(heads: Iterable[_Head]) -> _Head | None:
         return min(heads, key=_by_age, default=None)
-
-
-def in_rank_order(groups: Iterable[Group]) -> list[Group]:
-    """Of groups that are shown at the same moment: every rank's first one before anybody's second, by rank."""
-    level: dict[int, int] = {}
-    placed: list[tuple[int, int, Group]] = []
-    for group in groups:
-        ranks = group[0]
-        own = 1 + max(level.get(rank, 0) for rank in ranks)
-        level.update(dict.fromkeys(ranks, own))
-        placed.append((own, ranks[0], group))
-    placed.sort(key=lambda item: item[:2])
-    return [group for _, _, group in placed]

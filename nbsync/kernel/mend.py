@@ -17,13 +17,12 @@ Notify = Callable[[str], None]
 
 
 def heal_after(run: Run, fleet: Fleet, sink: Sink, notify: Notify) -> None:
-    """Make the process group whole again after a run that did not end well, if it needs that."""
-    if not (run.has_failed or run.interrupts or run.timed_out or run.stuck):
+    """Make the process group whole again after a run, if it needs that."""
+    ended_well = not (run.has_failed or run.interrupts or run.timed_out or run.stuck)
+    if not any(done.group_broken for done in run.done.values()) and (ended_well or _agree(run)):
         return
-    if any(fleet.state.phase(rank) is not Phase.IDLE for rank in range(fleet.size)):
-        return  # a rank is gone or busy: `refill` heals later, or the next run that ends
-    if any(done.group_broken for done in run.done.values()) or not _agree(run):
-        fleet.life += 1
+    if all(fleet.state.phase(rank) is Phase.IDLE for rank in range(fleet.size)):
+        fleet.life += 1  # else a rank is gone or busy: `refill` heals later, or the next run that ends
         _join_life(fleet, fleet.life, range(fleet.size), sink, notify)
 
 

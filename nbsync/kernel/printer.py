@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-from nbsync.kernel.fold import Entry, Folder, Group, in_rank_order
+from nbsync.kernel.fold import Entry, Folder, Group
 from nbsync.kernel.lines import LineSplitter
 from nbsync.kernel.ranks import format_ranks
 from nbsync.kernel.sink import Sink, Stream
@@ -98,7 +98,7 @@ class Printer:
                 self._add(rank, (stream, line), None, now)
 
     def _show(self, groups: list[Group]) -> None:
-        for stream, run in groupby(in_rank_order(groups), key=_stream_of):
+        for stream, run in groupby(groups, key=_stream_of):
             if stream is not None:
                 self._sink.text(stream, "".join(self._line(ranks, e.payload) for ranks, e in run))
                 continue

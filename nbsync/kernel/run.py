@@ -136,6 +136,8 @@ class Conductor:
             case Done():
                 self._run.done[rank] = message
                 self._printer.finish(rank, now)
+                if message.failure is not None and not message.failure.is_consequence:
+                    self._release(f"rank {rank} raised {message.failure.type_name}")
             case Exited():
                 self._run.exited[rank] = message
                 self._run.exit_times[rank] = now

@@ -20,7 +20,7 @@ from nbsync.errors import (
 )
 from nbsync.kernel.evidence import oom_kills
 from nbsync.protocol.messages import Failure
-from nbsync.protocol.serial import unpack
+from nbsync.protocol.serial import Parts, unpack
 
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run
@@ -137,6 +137,8 @@ def _original(failure: Failure) -> BaseException | None:
         value = unpack(failure.exception)
     except TransferError:  # it is shown by name and text
         return None
+    if isinstance(value, Parts):
+        value = value.assemble()
     return value if isinstance(value, BaseException) else None
 
 

@@ -12,6 +12,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -69,6 +70,22 @@ def unpack(payload: Payload) -> Any:
         raise TransferError(
             f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}"
         ) from error
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An exception that does not survive pickling as a whole."""
+
+    type: type[BaseException]
+    args: tuple[Any, ...]
+    attributes: dict[str, Any]
+
+    def assemble(self) -> BaseException:
+        """The exception again, without calling its `__init__`."""
+        error = self.type.__new__(self.type, *self.args)
+        error.args = self.args
+        vars(error).update(self.attributes)
+        return error
 
 
 class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types

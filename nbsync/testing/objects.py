@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,10 +33,10 @@ class HugeRepr:
 
 
 class Unpicklable:
-    """An object that holds what no process can give to another."""
+    """An object that holds what no process can give to another: a generator."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lines = (line for line in ())
 
 
 class Crashing:

@@ -13,9 +13,9 @@ class Fault:
 
     Attributes:
         row: its row in the fault matrix.
-        statement: what the rank that is hit runs; `hit` is its number. On the others, `dist.barrier()` follows.
-        on_all: the statement runs on all ranks.
-        interrupt: the cell ends only when it is interrupted.
+        statement: what the rank that is hit runs, while the others wait for it in a barrier; `hit` is its number.
+        on_all: the statement runs on all ranks, and no barrier follows.
+        interrupts: how many interrupts it takes to end the cell, a second or more apart.
         kills: the rank that is hit loses its state.
     """
 
@@ -23,14 +23,13 @@ class Fault:
     row: int
     statement: str
     on_all: bool = False
-    interrupt: bool = False
+    interrupts: int = 0
     kills: bool = False
 
     def cell(self, hit: int) -> str:
         """The code of a cell that every rank runs."""
         head = f"from nbsync.testing import inject\nhit = {hit}\n"
-        body = self.statement if self.on_all else f"if rank == hit:\n    {self.statement}"
-        return f"{head}{body}\ndist.barrier()"
+        return head + (self.statement if self.on_all else f"if rank == hit:\n    {self.statement}\ndist.barrier()")
 
 
 FAULTS = (
@@ -45,13 +44,13 @@ FAULTS = (
     Fault("shapes", 10, "inject.mismatched_shapes(hit)", on_all=True),
     Fault("reductions", 10, "inject.mismatched_reductions(hit)", on_all=True),
     Fault("operations", 10, "inject.mismatched_operations(hit)", on_all=True),
-    Fault("missed collective", 11, "inject.miss_collective(hit); raise_at_end = 1 / (rank - hit)", on_all=True),
-    Fault("loop", 13, "inject.loop_forever()", interrupt=True),
+    Fault("missed collective", 11, "inject.miss_collective(hit)", on_all=True),
+    Fault("loop", 13, "inject.loop_forever()", interrupts=1),
     Fault("recv", 15, "inject.deadlock_in_recv()", on_all=True),
-    Fault("sleep", 16, "inject.sleep_forever()", interrupt=True),
-    Fault("read", 18, "inject.read_forever()", interrupt=True),
-    Fault("data loader", 19, "inject.load_data_forever()", interrupt=True),
-    Fault("swallowed interrupt", 23, "inject.swallow_interrupts(times=1)", interrupt=True),
+    Fault("sleep", 16, "inject.sleep_forever()", interrupts=1),
+    Fault("read", 18, "inject.read_forever()", interrupts=1),
+    Fault("data loader", 19, "inject.load_data_forever()", interrupts=1),
+    Fault("swallowed interrupt", 23, "inject.swallow_interrupts(times=1)", interrupts=2),
     Fault("flood", 33, "inject.flood_stdout(2); inject.raise_error()"),
 )
 

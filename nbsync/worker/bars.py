@@ -24,3 +24,5 @@ def use_text_bars() -> None:
     ):
         if name in vars(bar):
             delattr(bar, name)
+    # Nested bars move the cursor up and down; here they take turns on one line.
+    tqdm.std.tqdm.moveto = lambda self, n: None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nbsync.errors import MainProcessFailed, TransferError
 from nbsync.protocol.messages import Failure, Payload
-from nbsync.protocol.serial import pack
+from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.places import collective_in, users_line, walk_traceback
 
 # What gloo and the store say when a peer has gone or the connection was cut.
@@ -71,7 +72,10 @@ def _says_peer_gone(error: BaseException) -> bool:
 
 def _pack_exception(error: BaseException) -> Payload | None:
     """The exception itself without its frames, which would drag the rank's objects along."""
-    try:
-        return pack(error)
-    except TransferError:  # the kernel then shows it by name and text
-        return None
+    with suppress(TransferError):
+        payload = pack(error)
+        unpack(payload)  # one whose __init__ takes other arguments than it passes on cannot be rebuilt so
+        return payload
+    with suppress(TransferError):
+        return pack(Parts(type(error), error.args, vars(error)))
+    return None  # the kernel then shows it by name and text

@@ -46,6 +46,7 @@ class GroupKeeper:
         self._spare_type = _FIRST_SPARE_TYPE
         self._device: Any = None
         self._lost: dict[str, tuple[int, ...]] = {}
+        self._connection: Store | None = None
         self._life_store: Store | None = None
         self._lock = threading.Lock()
 
@@ -90,6 +91,7 @@ class GroupKeeper:
             if self._before is not None:
                 doomed |= connected_sockets() - self._before
             if with_store:
+                self._connection = None
                 _log_of_torch(_ERRORS_ONLY)  # it would print its own stack trace of what is done on purpose here
                 doomed |= connected_sockets(peer_port=int(os.environ["MASTER_PORT"]))
             for sock in doomed:
@@ -105,7 +107,9 @@ class GroupKeeper:
             self._life_store = self._new_store(life)
             self._life_store.set(f"groups/{os.environ['RANK']}", json.dumps([_DEFAULT_GROUP]))
         bound = {"device_id": device} if device.type == "cuda" and "nccl" in backend else {}
-        dist.init_process_group(backend, **bound)  # type: ignore[arg-type]
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = self._new_store(life)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, **bound)  # type: ignore[arg-type]
         if self._life_store is not None:
             self._settle(life, self._life_store)
             self._life_store = None
@@ -175,9 +179,15 @@ class GroupKeeper:
         return options
 
     def _new_store(self, life: int) -> Store:
-        """A fresh connection to the kernel's store, since the old one may be cut, in a namespace of its own."""
-        host, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
-        return PrefixStore(f"nbsync/life-{life}", TCPStore(host, int(port), int(size), is_master=False))
+        """The store's namespace for one life of the groups."""
+        return PrefixStore(f"nbsync/life-{life}", self._connect())
+
+    def _connect(self) -> Store:
+        """The connection to the kernel's store, made anew if it was cut."""
+        if self._connection is None:
+            host, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
+            self._connection = TCPStore(host, int(port), int(size), is_master=False)
+        return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""

@@ -30,10 +30,11 @@ class Interrupts:
 
     def ask(self, run: int) -> bool:
         """Interrupt `run`, if the main thread still works on it. Called by the helper thread."""
-        if self.run != run or self._main is None:
+        if run <= self.over or self._main is None:
             return False
         self.asked, self.was_noticed = run, False
-        signal.pthread_kill(self._main, signal.SIGINT)
+        if self.run == run:  # else the main thread is about to open it, and will see that it was asked
+            signal.pthread_kill(self._main, signal.SIGINT)
         return True
 
     def was_asked(self, run: int) -> bool:
@@ -45,6 +46,8 @@ class Interrupts:
         """The lines inside may be interrupted."""
         self.run, self._pending = run, False
         try:
+            if self.asked == run:
+                raise KeyboardInterrupt
             yield
         finally:
             self.run, self.over = None, run

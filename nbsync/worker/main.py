@@ -33,6 +33,7 @@ from nbsync.protocol.messages import (
 from nbsync.protocol.serial import pack, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, WorkerSpec
 from nbsync.worker import process
+from nbsync.worker.accelerate import see_cpu_worlds
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.bars import use_text_bars
 from nbsync.worker.failure import describe, follows_from_others
@@ -110,6 +111,8 @@ class Worker:
         """Everything that can fail for reasons outside nbsync; a failure is reported, not raised."""
         try:
             forget_inherited_worlds()
+            if "nccl" not in self.spec.backend:
+                see_cpu_worlds()
             self.groups.install()
             self.watch.install()
             torch.set_num_threads(self.spec.threads)

@@ -51,6 +51,7 @@ class WorkerShell:
         self.shell: Any = _inherited_shell()
         self._hook = _Hook(self.shell, self._show)
         self._traceback: list[str] = []
+        self._ends_cell = True
         shell = self.shell
         shell.display_pub = _Publisher(self._show, self._clear)
         shell.displayhook = sys.displayhook = self._hook
@@ -77,7 +78,7 @@ class WorkerShell:
         """Run a cell as IPython does: magics, await, last expression, tracebacks with its source."""
         self.shell.execution_count = execution_count
         self._hook.begin(code)
-        self._traceback = []
+        self._traceback, self._ends_cell = [], True
         outcome = self.shell.run_cell(code, store_history=False)
         error = outcome.error_before_exec or outcome.error_in_exec
         if error is None:
@@ -97,16 +98,20 @@ class WorkerShell:
         return bundle
 
     def _show_traceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Tell of an error at once: others may wait for this rank, and rendering takes its time.
+        """Tell of an error that ends the cell at once: others may wait for this rank, and rendering takes its time.
 
         What only follows from another rank's failure is folded into one line, and never rendered.
         """
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
-        if error is not None and not self._on_error(error):
+        self._ends_cell = bool(kwargs.get("running_compiled_code") or kwargs.pop("exception_only", False))
+        if not self._ends_cell or (error is not None and not self._on_error(error)):
             self._render_and_show(exc_tuple, *args, **kwargs)
 
     def _keep_traceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
-        self._traceback = list(stb)
+        if self._ends_cell:
+            self._traceback = list(stb)
+        else:  # a repr that raised, or user code that shows an error it has caught
+            print("\n".join(stb), file=sys.stderr)
 
     def _show(
         self,

@@ -87,7 +87,10 @@ class _RankStream(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         self._streams._turn(self)
-        return super().write(text)
+        written = super().write(text)
+        if not text.endswith("\n"):  # it grows: it is to be seen, and to survive a sudden end
+            self.flush()
+        return written
 
 
 def _move_high(fd: int) -> int:

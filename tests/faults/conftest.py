@@ -18,9 +18,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def worlds(caches: None, shared_notebook: Any) -> Iterator[Worlds]:
+def worlds(caches: None, shared_notebook: Any) -> Worlds:
     """The holder behind `world_of`."""
-    yield Worlds(shared_notebook.get)
+    return Worlds(shared_notebook.get)
 
 
 @pytest.fixture

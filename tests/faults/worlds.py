@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbsync.testing.inject import Planned
 from notebooks import CellError, Notebook, Outcome, alive, family, listeners, poll
 
 GUARD = 20.0  # seconds: only to tell a hang from a slow machine
 CLEAN_LIMIT = 3.0
+LATER = 1.2  # seconds until another interrupt is meant as one: a second press in one moment is not
 SETTLED = 0.3  # seconds in which a rank that printed something gets to its next line
 
 
@@ -167,3 +169,22 @@ def _is_no_more(now: Holdings, before: Holdings) -> bool:
         and now.threads <= before.threads
         and now.shared_memory <= before.shared_memory
     )
+
+
+def suffer(ranks: Ranks, planned: Planned) -> None:
+    """Hit a rank with a fault, help the cell to its end, and see that the next collective works."""
+    fault, notebook = planned.fault, ranks.notebook
+    cell = fault.cell(planned.hit)
+    if fault.interrupts:
+        ranks.begin(cell)
+        notebook.interrupt()
+        for _ in range(fault.interrupts - 1):
+            time.sleep(LATER)
+            notebook.interrupt()
+        notebook.wait(GUARD).failed("KeyboardInterrupt")
+    else:
+        ranks.fail(cell)
+    if fault.kills:
+        ranks.bring_back(planned.hit)
+        ranks.mark()
+    ranks.assert_whole()

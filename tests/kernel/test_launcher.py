@@ -198,7 +198,7 @@ def test_accelerate_inside() -> None:
         from accelerate import PartialState
 
         state = PartialState()
-        return state.num_processes, state.process_index, state.is_main_process, str(state.device)
+        return state.num_processes, state.process_index, state.is_main_process, state.device.type
 
     def precision() -> tuple[Any, ...]:
         from accelerate import Accelerator
