@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXECUTED := build/quickstart.ipynb
 
-.PHONY: setup demo test test-gpu lint lab bench clean
+.PHONY: setup demo test test-gpu lint lab bench soak clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ lab: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -171,12 +171,9 @@ def main() -> None:
     """Measure the rows that were asked for, and print each as soon as it is there."""
     options = _options()
     print(heading().split("\n")[0])
-    print(
-        f"{options.repeats} repeats, seed {options.seed}; recovery: `%nbsync restart --ranks` and the next all_reduce\n"
-    )
-    print(
-        f"{'row':>3} {'fault':<36}{'ranks':>5}{'p50':>9}{'p99':>9}{'target':>9}{'':>8}{'next p50':>10}{'next p99':>10}"
-    )
+    print(f"{options.repeats} repeats, seed {options.seed}; next: a restart of the rank that died, and an all_reduce\n")
+    columns = "".join(f"{name:>10}" for name in ("p50", "p99", "target", "", "next p50", "next p99"))
+    print(f"{'row':>3} {'fault':<36}{'ranks':>5}{columns}")
     missed = 0
     for size in options.ranks:
         for fault, times, trouble in _measure(size, options):
@@ -208,10 +205,9 @@ def _show(fault: Fault, size: int, times: Times, trouble: str) -> bool:
         return True
     p50, p99 = _percentile(times.detection, 0.5), _percentile(times.detection, 0.99)
     missed = p99 > fault.target or bool(trouble)
-    after = f"{_ms(_percentile(times.recovery, 0.5)):>10}{_ms(_percentile(times.recovery, 0.99)):>10}"
-    print(
-        f"{head}{_ms(p50):>9}{_ms(p99):>9}{_ms(fault.target):>9}{'MISSED' if missed else 'met':>8}{after}", flush=True
-    )
+    after = [_ms(_percentile(times.recovery, share)) for share in (0.5, 0.99)]
+    texts = [_ms(p50), _ms(p99), _ms(fault.target), "MISSED" if missed else "met", *after]
+    print(head + "".join(f"{text:>10}" for text in texts), flush=True)
     if trouble:
         print(f"    after {len(times.detection)} repeats: {trouble}", flush=True)
     return missed

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kernels import Cell, CellFailed, Kernel
 from report import Check, Row, at_most, at_most_above, at_most_times
+from training import training
 
 Work = Callable[[], float]  # does it once and returns the seconds
 
@@ -316,6 +317,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "session": session,
     "cell": cell,
     "collectives": collectives,
+    "training": training,
     "lines": lines,
     "transfer": transfer,
     "restart": restart,

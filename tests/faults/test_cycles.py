@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from worlds import Holdings, Ranks
+from worlds import Holdings, Ranks, suffer
 
 from nbsync.testing.inject import Schedule
 from notebooks import alive, family
@@ -71,6 +71,7 @@ def test_row_42_descriptors(cycles: list[tuple[Growth, Growth]]) -> None:
     assert [after.descriptors - before.descriptors for before, after in cycles] == [0, 0, 0]
 
 
+@pytest.mark.xfail(strict=True, reason="row 42: each heal keeps a thread of the earlier backend in every rank")
 def test_row_42_threads(cycles: list[tuple[Growth, Growth]]) -> None:
     """No thread is left, in the kernel and in each rank."""
     assert [after.threads - before.threads for before, after in cycles] == [0, 0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 
 import pytest
@@ -61,13 +62,20 @@ def test_row_18_input(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+def _start_anew(ranks: Ranks) -> None:
+    """Fresh ranks, and no trace of the DataLoaders of the old ones: what these leave is row 27's business."""
+    ranks.notebook.run("%nbsync restart", GUARD).ok()
+    for folder in ranks.notebook.tmp.glob("pymp-*"):
+        shutil.rmtree(folder)
+
+
 def test_row_19_data_loader(pair: Ranks) -> None:
     """Tracebacks of the DataLoader's processes are not shown."""
     outcome = pair.interrupted("inject.load_data_forever(num_workers=2)")
     error = outcome.failed("KeyboardInterrupt")
     assert _FOLDED not in outcome.stdout + outcome.stderr + error.traceback
     pair.assert_whole()
-    pair.notebook.run("%nbsync restart").ok()  # see the next test
+    _start_anew(pair)  # see the next test
 
 
 @pytest.mark.xfail(strict=True, reason="row 19: the error's frames keep the DataLoader and its processes alive")
@@ -76,7 +84,7 @@ def test_row_19_data_loader_is_gone(pair: Ranks) -> None:
     pair.interrupted("inject.load_data_forever(num_workers=2)").failed("KeyboardInterrupt")
     poll(lambda: len(alive(family(pair.notebook.pid))) == 3, 2.0)  # two ranks and the guard
     left = len(alive(family(pair.notebook.pid)))
-    pair.notebook.run("%nbsync restart").ok()
+    _start_anew(pair)
     assert left == 3
 
 
@@ -125,7 +133,7 @@ def test_row_22_ten_interrupts(pair: Ranks) -> None:
     pair.begin("if rank == 1:\n    inject.sleep_forever()\ndist.barrier()")
     for _ in range(10):
         pair.notebook.interrupt()
-        time.sleep(0.05)
+        time.sleep(0.01)
     outcome = pair.notebook.wait(GUARD)
     error = outcome.failed("KeyboardInterrupt")
     assert "still running" not in error.traceback
@@ -193,7 +201,7 @@ def test_row_25_time_limit_in_a_collective(pair: Ranks) -> None:
     strict=True, reason="row 22: an interrupt between sending a cell and waiting for it leaves ranks busy"
 )
 def test_row_22_interrupt_while_the_cell_is_sent(pair: Ranks) -> None:
-    """An interrupt that comes before the kernel waits for its ranks ends the cell like any other; the next one works."""
+    """An interrupt that comes before the kernel waits for its ranks ends the cell; the next one works."""
     cell = (
         "import signal\nfrom nbsync.kernel.hub import Hub\nsend, sent = Hub.send, []\n"
         "def interrupted(*args):\n    send(*args)\n    if not sent:\n        sent.append(1); signal.raise_signal(2)\n"

@@ -44,7 +44,7 @@ def test_row_36_descriptors_of_a_rank(pair: Ranks) -> None:
 def test_row_36_peer_raises_while_a_rank_has_no_descriptors(pair: Ranks) -> None:
     """A rank that has no descriptor left can be released from a collective, and lives."""
     pair.run("if rank == 1:\n    taken = inject.exhaust_descriptors()").ok()
-    pair.fail("if rank == 0:\n    inject.raise_error()\ndist.barrier()", "ValueError")
+    pair.fail("if rank == 0:\n    inject.raise_error()\ndist.barrier()", "ValueError", timeout=6)
     pair.notebook.run("%%on_rank 1\nfor fd in taken: os.close(fd)").ok()
     pair.assert_whole()
 

@@ -198,7 +198,6 @@ def test_row_34_surroundings(pair: Ranks) -> None:
     pair.notebook.run("%nbsync restart").ok()
 
 
-@pytest.mark.xfail(strict=True, reason="row 34: healing reads MASTER_ADDR from the environment that user code changed")
 def test_row_34_emptied_environment(pair: Ranks) -> None:
     """Code that empties the environment does not keep the process group from being healed."""
     pair.run("inject.change_surroundings('/')").ok()
