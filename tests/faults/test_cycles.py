@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from worlds import Holdings, Ranks, suffer
 
-from nbsync.testing.inject import Schedule
+from nbsync.testing.inject import FAULTS, Schedule
 from notebooks import alive, family
 
 CYCLES = 50
@@ -80,6 +80,7 @@ def test_row_42_threads(cycles: list[tuple[Growth, Growth]]) -> None:
 def test_row_43_random_mix(pair: Ranks) -> None:
     """A seeded mix of faults, one after the other: the next collective always works, in the same kernel."""
     before = Holdings.of(pair.notebook.pid)
-    for planned in islice(Schedule(seed=43, rate=1.0), 15):
+    faults = [fault for fault in FAULTS if fault.row != 19]  # what DataLoaders leave is told there
+    for planned in islice(Schedule(seed=43, rate=1.0, faults=faults), 15):
         suffer(pair, planned)
     assert len(alive(family(pair.notebook.pid))) <= before.processes
