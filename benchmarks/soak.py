@@ -80,6 +80,7 @@ class Soak:
         self.seen: Counter[str] = Counter()
         kernel.run(f"%nbsync start -n {size}")
         kernel.run(_BUILD)
+        kernel.run("print('x' * 2_000_000)")  # pyzmq starts a thread for the first large message
 
     def suffer(self, planned: Planned) -> None:
         """One fault, and what a user would do after it.

@@ -22,13 +22,18 @@ def close_kernel_only(*fds: int) -> None:
         os.close(fd)
 
 
-def release_in_child() -> None:
-    """In a new worker: let go of them all.
+def _release_in_child() -> None:
+    """In a child of the kernel, a worker or any other: let go of them all.
 
     They are pointed at /dev/null, not closed: inherited objects that still know a number may close it once more.
     """
+    if not _kernel_only:
+        return
     null = os.open(os.devnull, os.O_RDWR)
     for fd in _kernel_only:
         os.dup2(null, fd)
     os.close(null)
     _kernel_only.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -98,12 +98,21 @@ def check_start_method(start_method: str) -> None:
         UsageError: an unknown start method, or one that is not there yet.
         StartError: the kernel has initialised CUDA, which does not survive a fork.
     """
-    import torch
-
     if start_method in ("forkserver", "spawn"):
         raise UsageError(f"start_method={start_method!r} is not available yet: use 'auto' or 'fork'")
     if start_method not in ("auto", "fork"):
         raise UsageError(f"start_method must be 'auto' or 'fork', got {start_method!r}")
+    refuse_initialised_cuda()
+
+
+def refuse_initialised_cuda() -> None:
+    """A forked process cannot use CUDA that was initialised before.
+
+    Raises:
+        StartError: it is initialised in this process.
+    """
+    import torch
+
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise StartError(
             "CUDA is already initialised in this kernel, and a forked process cannot use it then. Restart the "

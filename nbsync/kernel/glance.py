@@ -16,7 +16,7 @@ from nbsync.protocol.spec import STACK_SIGNAL
 def describe_world(fleet: Fleet) -> str:
     """State, current line and memory of every rank; equal ranks in one line."""
     busy = fleet.state.in_phase(Phase.BUSY)
-    found = fleet.peek(busy) if busy else {}
+    found = fleet.traffic.peek(busy) if busy else {}
     places: dict[str, list[int]] = {}
     for rank in busy:
         places.setdefault(_describe_place(fleet, rank, found.get(rank)), []).append(rank)
@@ -32,19 +32,22 @@ def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
 
     A rank that does not answer is made to write its stack to its stderr instead, which shows in the cell it runs.
     """
-    found = fleet.peek(ranks)
+    found = fleet.traffic.peek(ranks)
     parts = []
     for rank in ranks:
         if rank in found:
             parts.append(f"rank {rank}:\n{''.join(found[rank].stack)}")
             continue
-        fleet.process(rank).signal(STACK_SIGNAL)
+        if fleet.state.phase(rank) is Phase.DEAD:
+            parts.append(f"rank {rank} is not running: {fleet.state.note(rank)}\n")
+            continue
+        fleet.traffic.process(rank).signal(STACK_SIGNAL)
         in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
-        parts.append(f"rank {rank} does not answer: {unusual_state(fleet.process(rank).pid) or in_c}\n")
+        parts.append(f"rank {rank} does not answer: {unusual_state(fleet.traffic.process(rank).pid) or in_c}\n")
     return "\n".join(parts)
 
 
 def _describe_place(fleet: Fleet, rank: int, where: Where | None) -> str:
     if where is None:
-        return unusual_state(fleet.process(rank).pid) or "does not answer: it is in C code"
+        return unusual_state(fleet.traffic.process(rank).pid) or "does not answer: it is in C code"
     return f"at {where.line}" + (f", in {where.waiting_in}" if where.waiting_in else "")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nbsync.kernel.descriptors import close_kernel_only
 from nbsync.kernel.engines.base import Process
-from nbsync.kernel.sequence import Sequencer, StreamName
+from nbsync.kernel.sequence import Item, Sequencer, StreamName
 from nbsync.protocol.channel import Channel, ChannelClosed
 
+_log = logging.getLogger(__name__)
+
+MOST_UNREAD = 8 << 20  # bytes of one rank's output
 _READ = 1 << 16
 _READS_AT_ONCE = 16  # then the other workers have their turn
 
@@ -39,9 +44,16 @@ class _Line:
     channel: Channel
     handler: Handler
     sequencer: Sequencer = field(default_factory=Sequencer)
+    received: int = 0  # bytes of output passed on, counted by the hub
+    taken: int = 0  # bytes that were taken in, counted by whoever shows them
     paused: bool = False
 
+    @property
+    def unread(self) -> int:
+        return self.received - self.taken
+
     def sources(self) -> list[int]:
+        """stdout, stderr, the process, the channel."""
         return [self.process.stdout, self.process.stderr, self.process.pidfd, self.channel.fileno()]
 
 
@@ -51,7 +63,7 @@ class Hub:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._selector.register(self._wake_out, selectors.EVENT_READ, self._drain_wakes)
+        self._selector.register(self._wake_out, selectors.EVENT_READ, (None, self._drain_wakes))
         self._lines: dict[Process, _Line] = {}
         self._jobs: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -69,38 +81,39 @@ class Hub:
         if line is not None:
             line.channel.send(message)
 
-    def pause_output(self, process: Process, paused: bool) -> None:
-        """Stop or go on reading the worker's stdout and stderr: a flood waits in the worker, not in memory here."""
-        line = self._lines.get(process)
-        if line is not None and line.paused != paused:
-            line.paused = paused
-            self._post(lambda: self._set_paused(line, paused))
+    def acknowledge(self, process: Process, size: int) -> None:
+        """So many bytes of the output of `process` were taken in.
 
-    def close(self) -> None:
-        """End the thread, once all workers have ended."""
-        thread = self._thread
-        if thread is None:
-            return
-        self._post(self._quit)
-        thread.join()
-        self._thread = None
+        A flood waits in the worker, not in memory here: its pipes are not read while too much is unread.
+        """
+        line = self._lines.get(process)
+        if line is not None:
+            line.taken += size
+            if line.paused and line.unread < MOST_UNREAD // 2:
+                self._post(lambda: self._set_paused(line, False))
 
     # ---- in the hub's thread ----
 
     def _serve(self) -> None:
-        self._running = True
-        while self._running:
+        while True:
             for line in list(self._lines.values()):  # other threads attach workers meanwhile
                 self._watch_output(line)
             for key, _ in self._selector.select():
-                if key.fd in self._selector.get_map():  # an earlier one of these may have ended its worker
-                    key.data()
-        self._selector.close()
-        os.close(self._wake_out)
-        os.close(self._wake_in)
+                if self._selector.get_map().get(key.fd) == key:  # else an earlier one of these ended its worker
+                    self._handle(key)
 
-    def _quit(self) -> None:
-        self._running = False
+    def _handle(self, key: selectors.SelectorKey) -> None:
+        """One event. A defect in handling it costs the worker, not the thread that all of them need."""
+        line, callback = key.data
+        try:
+            callback()
+        except Exception:
+            if line is None:
+                raise
+            _log.exception("rank %d is ended: what it sent could not be handled", line.process.rank)
+            if line.channel.fileno() in self._selector.get_map():
+                self._selector.unregister(line.channel)
+            line.process.kill()
 
     def _watch_output(self, line: _Line) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if line.channel.has_output else 0)
@@ -111,22 +124,25 @@ class Hub:
     def _register(self, line: _Line) -> None:
         for stream in ("stdout", "stderr"):
             os.set_blocking(getattr(line.process, stream), False)
-        self._set_paused(line, False)
-        self._selector.register(line.process.pidfd, selectors.EVENT_READ, lambda: self._exited(line))
-        self._selector.register(line.channel, selectors.EVENT_READ, lambda: self._serve_channel(line))
+        self._watch_pipes(line)
+        self._selector.register(line.process.pidfd, selectors.EVENT_READ, (line, lambda: self._exited(line)))
+        self._selector.register(line.channel, selectors.EVENT_READ, (line, lambda: self._serve_channel(line)))
 
     def _set_paused(self, line: _Line, paused: bool) -> None:
-        if line.process not in self._lines:
+        if line.process not in self._lines or line.paused == paused:
             return
-        streams: tuple[StreamName, StreamName] = ("stdout", "stderr")
-        for stream in streams:
-            fd = getattr(line.process, stream)
-            if paused:
+        line.paused = paused
+        if not paused:
+            self._watch_pipes(line)
+            return
+        for fd in line.sources()[:2]:
+            if fd in self._selector.get_map():
                 self._selector.unregister(fd)
-            else:
-                self._selector.register(
-                    fd, selectors.EVENT_READ, lambda fd=fd, stream=stream: self._read(line, stream, fd)
-                )
+
+    def _watch_pipes(self, line: _Line) -> None:
+        streams: tuple[StreamName, StreamName] = ("stdout", "stderr")
+        for stream, fd in zip(streams, line.sources(), strict=False):
+            self._selector.register(fd, selectors.EVENT_READ, (line, partial(self._read, line, stream, fd)))
 
     def _read(self, line: _Line, stream: StreamName, fd: int, most: int = _READS_AT_ONCE) -> None:
         for _ in range(most):
@@ -138,8 +154,15 @@ class Hub:
                 if fd in self._selector.get_map():
                     self._selector.unregister(fd)
                 return
-            for kind, what in line.sequencer.feed_bytes(stream, data):
-                line.handler(line.process.rank, kind, what)
+            self._pass_on(line, line.sequencer.feed_bytes(stream, data))
+        if line.unread > MOST_UNREAD:
+            self._set_paused(line, True)
+
+    def _pass_on(self, line: _Line, items: Iterable[Item]) -> None:
+        for kind, what in items:
+            if isinstance(what, bytes):
+                line.received += len(what)
+            line.handler(line.process.rank, kind, what)
 
     def _serve_channel(self, line: _Line) -> None:
         try:
@@ -155,8 +178,7 @@ class Hub:
         if number is None:
             line.handler(line.process.rank, "message", message)
             return
-        for kind, what in line.sequencer.feed_message(number, message):
-            line.handler(line.process.rank, kind, what)
+        self._pass_on(line, line.sequencer.feed_message(number, message))
 
     def _exited(self, line: _Line) -> None:
         """Take what the worker left behind, then tell of its end."""
@@ -175,11 +197,11 @@ class Hub:
                     self._deliver(line, message)
         except ChannelClosed:
             pass
-        for kind, what in line.sequencer.finish():
-            line.handler(line.process.rank, kind, what)
+        except Exception:  # what it sent last cannot be handled; its end must be told all the same
+            _log.exception("the last messages of rank %d are lost", line.process.rank)
+        self._pass_on(line, line.sequencer.finish())
         del self._lines[line.process]
-        pidfd, line.process.pidfd = line.process.pidfd, -1
-        os.close(pidfd)
+        line.process.release()
         close_kernel_only(line.process.channel.detach(), line.process.stdout, line.process.stderr)
         line.handler(line.process.rank, "message", Exited(line.process.pid, status))
 

@@ -109,15 +109,16 @@ def notebook_launcher(
 
 def _attempt(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> list[Any]:
     """Run in fresh workers, again in a new generation of them as long as restarts are left."""
-    try:
-        with Session.from_plan(plan, (function, args, {})) as session:
-            return session.call_inherited(timeout)
-    except WorkerError as error:
-        if plan.restart_count >= plan.max_restarts:
-            raise
-        restart = plan.restart_count + 1
-        make_sink().text("stderr", f"nbsync: {error.summary}; restart {restart} of {plan.max_restarts}\n")
-    return _attempt(replace(plan, restart_count=restart), function, args, timeout)
+    while True:
+        try:
+            with Session.from_plan(plan, (function, args, {})) as session:
+                return session.call_inherited(timeout)
+        except WorkerError as error:
+            if plan.restart_count >= plan.max_restarts:
+                raise
+            plan = replace(plan, restart_count=plan.restart_count + 1)
+            line = f"nbsync: {error.summary}; restart {plan.restart_count} of {plan.max_restarts}\n"
+            make_sink().text("stderr", line)
 
 
 def _check_function(function: Any, args: Any) -> None:

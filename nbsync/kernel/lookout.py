@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from nbsync.kernel.stuck import diagnose
 from nbsync.protocol.messages import Peek, Where
 
-LOOK_EVERY = 0.5  # seconds
+LOOK_EVERY = 0.4  # seconds
 
 
 class Lookout:
@@ -31,6 +31,7 @@ class Lookout:
         self._ticket = 0
         self._before: dict[int, Where] = {}
         self._answers: dict[int, Where] = {}
+        self._suspicion: str | None = None
         self.next_look = now + LOOK_EVERY
 
     def last_line(self, rank: int) -> str:
@@ -44,7 +45,7 @@ class Lookout:
             self._answers[rank] = where
 
     def look(self, now: float) -> str | None:
-        """Judge by the answers so far, and ask again. Returns why no rank can go on, if so."""
+        """Judge by the answers so far, and ask again. Returns why no rank can go on, if that was so twice in a row."""
         if now < self.next_look:
             return None
         absent = self._absent()
@@ -53,4 +54,6 @@ class Lookout:
         self._ticket += 1
         self.next_look = now + LOOK_EVERY
         self._ask(Peek(self._ticket))
-        return verdict
+        confirmed = verdict is not None and verdict == self._suspicion
+        self._suspicion = verdict
+        return verdict if confirmed else None

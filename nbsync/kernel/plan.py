@@ -70,9 +70,9 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
     environ["OMP_NUM_THREADS"] = str(threads)
     return WorkerSpec(
         rank=rank,
-        local_rank=rank,
+        host=rendezvous.host,
+        port=rendezvous.port,
         world_size=size,
-        local_world_size=size,
         backend=plan.placement.backend,
         init_group=plan.init_group,
         seed=seed,

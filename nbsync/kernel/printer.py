@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import groupby
@@ -41,11 +40,13 @@ class Printer:
         self._splitters: dict[tuple[int, Stream], LineSplitter] = {}
         self._unfinished_since: dict[tuple[int, Stream], float] = {}
         self._live: tuple[float, list[str]] = (0.0, [])
+        self._live_may_change = False
 
     def text(self, rank: int, stream: Stream, data: bytes, now: float) -> None:
         splitter = self._splitters.setdefault((rank, stream), LineSplitter())
         for line in splitter.feed(data):
             self._add(rank, (stream, line), None, now)
+        self._live_may_change = True
         if splitter.unfinished:
             self._unfinished_since.setdefault((rank, stream), now)
         else:
@@ -53,7 +54,7 @@ class Printer:
 
     def display(self, rank: int, display: Display, now: float) -> None:
         self._end_lines(rank, now)
-        key: Any = ("display", json.dumps(display.data, default=repr, sort_keys=True))
+        key: Any = ("display", repr(display.data))
         if display.display_id is not None:  # each rank's has an identity of its own, and later updates
             key = ("display", rank, object())
         self._add(rank, key, display, now)
@@ -82,9 +83,10 @@ class Printer:
 
     def next_deadline(self) -> float | None:
         """When `show` has something to do although nothing new came."""
-        times = [since + LIVE_AFTER for since in self._unfinished_since.values()]
-        held = self._folder.next_deadline()
-        return min([*times, *([held] if held is not None else [])], default=None)
+        times = [held for held in (self._folder.next_deadline(),) if held is not None]
+        if self._live_may_change and self._unfinished_since:
+            times.append(max(min(self._unfinished_since.values()) + LIVE_AFTER, self._live[0] + LIVE_EVERY))
+        return min(times, default=None)
 
     def _add(self, rank: int, key: Any, payload: object, now: float) -> None:
         self._folder.add(rank, Entry(key if self._fold else (rank, key), payload or key), now)
@@ -124,7 +126,10 @@ class Printer:
             for (rank, stream), since in sorted(self._unfinished_since.items())
             if now - since >= LIVE_AFTER
         ]
-        if lines != shown and now - shown_at >= LIVE_EVERY:
+        if now - shown_at < LIVE_EVERY:
+            return
+        self._live_may_change = len(lines) < len(self._unfinished_since)  # some are too young to be shown
+        if lines != shown:
             self._live = (now, lines)
             self._sink.live(lines)
 

@@ -12,7 +12,7 @@ from nbsync.kernel.plan import Plan
 from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink
 from nbsync.protocol.messages import Done
-from nbsync.protocol.serial import unpack
+from nbsync.protocol.serial import Common, unpack
 
 
 def show_results(run: Run, sink: Sink, plan: Plan) -> None:
@@ -29,7 +29,7 @@ def show_results(run: Run, sink: Sink, plan: Plan) -> None:
             sink.display(plan.label(tuple(rank for rank, _ in pairs)), *result, None, False)
 
 
-def unpack_value(rank: int, done: Done) -> Any:
+def unpack_value(rank: int, done: Done, common: Common) -> Any:
     """What `rank` returned.
 
     Raises:
@@ -38,7 +38,7 @@ def unpack_value(rank: int, done: Done) -> Any:
     if done.value is None:
         return None
     try:
-        return unpack(done.value)
+        return unpack(done.value, common)
     except TransferError as error:
         raise TransferError(f"{describe_ranks([rank])}: {error}") from error
 

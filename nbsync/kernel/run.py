@@ -9,23 +9,33 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from nbsync.errors import describe_ranks
+from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.evidence import oom_kills
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
-from nbsync.kernel.sigint import sigint_to
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
-Send = Callable[[int, Any], None]
 
 _INTERRUPT = (-1, "interrupt", None)
+ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
+LIMIT_TRIES = 3  # how often a run that is over its time limit is interrupted before it is given up
 
 
-@dataclass
+class Traffic(Protocol):
+    """What a conductor needs of the world (see `Dispatch`)."""
+
+    def send(self, rank: int, message: Any) -> None: ...
+
+    def shown(self, rank: int, size: int) -> None: ...
+
+    def absent(self, run: Run, size: int) -> Mapping[int, str] | None: ...
+
+
+@dataclass(eq=False)
 class Run:
     """The state of one request.
 
@@ -50,21 +60,47 @@ class Run:
     timed_out: tuple[int, ...] = ()
     abandoned: bool = False
 
+    def interrupt(self) -> None:
+        """Ask for the run's interruption, from any thread or a signal handler."""
+        self.inbox.put(_INTERRUPT)
+
+    def drain(self) -> list[tuple[int, Any]]:
+        """The messages that nobody will take in any more, with their ranks."""
+        items = [self.inbox.get() for _ in range(self.inbox.qsize())]
+        return [(rank, what) for rank, kind, what in items if kind == "message"]
+
+    def note_exit(self, rank: int, exited: Exited, line: str = "") -> None:
+        """The process of `rank` has ended; `line` is where it was seen last."""
+        self.exited[rank] = exited
+        self.exit_times[rank] = time.monotonic()
+        self.last_lines[rank] = line
+
     @property
     def pending(self) -> tuple[int, ...]:
         return tuple(rank for rank in self.ranks if rank not in self.done and rank not in self.exited)
 
     @property
-    def has_failed(self) -> bool:
-        return bool(self.exited) or any(done.failure for done in self.done.values())
+    def ended_well(self) -> bool:
+        """Nobody raised, ended, was interrupted or released."""
+        failed = self.exited or any(done.failure for done in self.done.values())
+        return not (failed or self.interrupts or self.timed_out or self.stuck)
+
+    @property
+    def left_groups_broken(self) -> bool:
+        """Whether a rank was cut, or the ranks are out of step after a failure, and so must heal together."""
+        if any(done.group_broken for done in self.done.values()):
+            return True
+        seen: dict[str, int] = {}
+        counts = [count for done in self.done.values() for count in done.sequence]
+        return not self.ended_well and any(seen.setdefault(name, count) != count for name, count in counts)
 
 
 class Conductor:
     """Waits for a run: prints its output, releases ranks that wait for a failed one, relays interrupts.
 
     Args:
-        send: sends a message to a rank.
-        world_size, absent: how many ranks there are, and which do not run, and why (see `Lookout`).
+        traffic: sends messages to ranks, and knows which do not run.
+        world_size: how many ranks there are.
         timeout: seconds after which the run is interrupted, or None.
         notify: tells the user something, in one line.
     """
@@ -73,25 +109,25 @@ class Conductor:
         self,
         run: Run,
         printer: Printer,
-        send: Send,
-        *,
+        traffic: Traffic,
         world_size: int,
-        absent: Callable[[], Mapping[int, str] | None],
+        *,
         timeout: float | None = None,
         notify: Callable[[str], None],
     ) -> None:
-        self._run, self._printer, self._send = run, printer, send
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._notify = notify
+        self._run, self._printer, self._traffic, self._notify = run, printer, traffic, notify
+        now = time.monotonic()
+        self._deadline = None if timeout is None else now + timeout
+        self._limit_tries = 0
+        self._interrupted_at = float("-inf")
         self._released = False
-        self._lookout = Lookout(world_size, self._order, absent, time.monotonic())
+        self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
 
     def conduct(self) -> None:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
-        with sigint_to(lambda: self._run.inbox.put(_INTERRUPT)):  # an exception here could lose a message
-            while self._run.pending and not self._run.abandoned:
-                self._step()
-            self._printer.close()
+        while self._run.pending and not self._run.abandoned:
+            self._step()
+        self._printer.close()
 
     def _step(self) -> None:
         for rank, kind, what in self._receive():
@@ -102,13 +138,11 @@ class Conductor:
                     self._take(rank, what)
                 case "stdout" | "stderr":
                     self._printer.text(rank, kind, what, time.monotonic())
+                    self._traffic.shown(rank, len(what))
         now = time.monotonic()
         self._printer.show(now)
         self._look(now)
-        if self._deadline is not None and now >= self._deadline:
-            self._deadline = None
-            self._run.timed_out = self._run.pending
-            self._order(Interrupt(self._run.number))
+        self._keep_limit(now)
 
     def _receive(self) -> Iterable[tuple[int, str, Any]]:
         """Everything that has come, after waiting for the first of it as long as there is nothing else to do."""
@@ -139,9 +173,7 @@ class Conductor:
                 if message.failure is not None and not message.failure.is_consequence:
                     self._release(f"rank {rank} raised {message.failure.type_name}")
             case Exited():
-                self._run.exited[rank] = message
-                self._run.exit_times[rank] = now
-                self._run.last_lines[rank] = self._lookout.last_line(rank)
+                self._run.note_exit(rank, message, self._lookout.last_line(rank))
                 self._printer.finish(rank, now)
                 self._release(f"rank {rank} ended")
 
@@ -159,19 +191,37 @@ class Conductor:
 
     def _interrupt(self) -> None:
         """The first asks; the second asks again those that swallowed it; the third gives up on them."""
+        now, pending = time.monotonic(), self._run.pending
+        if not pending or now < self._interrupted_at + ESCALATE_AFTER:
+            return
+        self._interrupted_at = now
         self._run.interrupts += 1
-        pending = self._run.pending
-        if self._run.interrupts >= 2:
+        if self._run.interrupts == 2:
             self._notify(f"{describe_ranks(pending)} did not follow the interrupt yet; asking again")
         if self._run.interrupts >= 3:
-            self._notify(
-                f"{describe_ranks(pending)} ignored every interrupt. "
-                f"`%nbsync restart --ranks {','.join(map(str, pending))}` replaces "
-                f"{'it' if len(pending) == 1 else 'them'}; the variables there are lost by that"
-            )
-            self._run.abandoned = True
+            self._give_up("ignored every interrupt")
         self._order(Interrupt(self._run.number))
+
+    def _keep_limit(self, now: float) -> None:
+        """At the time limit, and again every second after it, interrupt what still runs."""
+        if self._deadline is None or now < self._deadline or not self._run.pending:
+            return
+        self._deadline = now + ESCALATE_AFTER
+        self._run.timed_out = self._run.timed_out or self._run.pending
+        self._limit_tries += 1
+        if self._limit_tries > LIMIT_TRIES:
+            self._give_up("went on after the time limit and every interrupt")
+        self._order(Interrupt(self._run.number))
+
+    def _give_up(self, reason: str) -> None:
+        pending = self._run.pending
+        it = "it" if len(pending) == 1 else "them"
+        self._notify(
+            f"{describe_ranks(pending)} {reason}. `%nbsync restart --ranks {format_ranks(pending)}` replaces {it}; "
+            "the variables there are lost by that"
+        )
+        self._run.abandoned = True
 
     def _order(self, order: Any) -> None:
         for rank in self._run.pending:
-            self._send(rank, order)
+            self._traffic.send(rank, order)

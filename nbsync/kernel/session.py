@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from nbsync.errors import NoSession, UsageError, describe_ranks
+from nbsync.errors import NoSession, RankBusy, StartError, UsageError, describe_ranks
 from nbsync.kernel import current
 from nbsync.kernel.devices import check_start_method, count_gpus, place
-from nbsync.kernel.engines.base import Call
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.glance import describe_stacks, describe_world
-from nbsync.kernel.mend import heal_after, refill
+from nbsync.kernel.mend import heal, refill
 from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, show_results, unpack_value
@@ -21,8 +20,9 @@ from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink, make_sink
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.verdict import judge
-from nbsync.protocol.messages import Interrupt, Pull, Push, Request, RunCall, RunCell, Where
+from nbsync.protocol.messages import Pull, Push, Request, RunCall, RunCell, Where
 from nbsync.protocol.serial import pack
+from nbsync.protocol.spec import Call
 
 Ranks = str | int | Iterable[int]
 
@@ -38,7 +38,8 @@ class Session:
         backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
         start_method: "auto" or "fork".
         env: variables to set in the workers, over everything that nbsync sets.
-        refill: bring a rank back at once when its process has ended, as a fresh copy of the notebook.
+        refill: bring a rank whose process has ended back at the end of the cell, or before the next one, as a fresh
+            copy of the notebook.
         compare_collectives: let the ranks compare shapes, types and operations before each blocking collective, so
             that a difference is an error on all of them instead of a crash, a hang or a wrong number.
         seed: makes the ranks' random states (random, numpy, torch) reproducible; they differ by rank.
@@ -108,6 +109,11 @@ class Session:
         """Whether the workers are there."""
         return self._fleet.is_running
 
+    @property
+    def dead_ranks(self) -> tuple[int, ...]:
+        """The ranks whose process has ended."""
+        return self._fleet.state.in_phase(Phase.DEAD)
+
     def status(self) -> Snapshot:
         """What every rank is doing now, as far as the kernel knows without asking."""
         return self._fleet.state.snapshot(time.monotonic())
@@ -167,7 +173,7 @@ class Session:
             TransferError: the function, an argument or a returned value cannot be sent.
             Others as `run_cell`.
         """
-        call = pack((function, args, kwargs))
+        call = pack((function, args, kwargs), self._fleet.common)
         return self._values(lambda n: RunCall(n, call), ranks, timeout, f"runs {_name(function)}()")
 
     def call_inherited(self, timeout: float | None = None) -> list[Any]:
@@ -181,7 +187,7 @@ class Session:
         Raises:
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
-        packed = pack(dict(values))
+        packed = pack(dict(values), self._fleet.common)
         self._raise_for(self._execute(lambda n: Push(n, packed), ranks, None, make_sink(), "receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
@@ -205,7 +211,7 @@ class Session:
             By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
         """
         chosen = self._choose(ranks)
-        found = self._fleet.peek(chosen)
+        found = self._fleet.traffic.peek(chosen)
         return {rank: found.get(rank) for rank in chosen}
 
     def stack(self, ranks: Ranks = "all") -> str:
@@ -217,7 +223,7 @@ class Session:
 
     def interrupt(self) -> tuple[int, ...]:
         """Interrupt what runs, from another thread. Returns the ranks that were busy."""
-        return self._fleet.interrupt(Interrupt)
+        return self._fleet.traffic.interrupt()
 
     def restart(self, ranks: Ranks | None = None) -> None:
         """Start fresh workers as copies of the notebook as it is now.
@@ -267,24 +273,32 @@ class Session:
             sink.text("stderr", f"nbsync: {line}\n")
 
         fleet = self._fleet
+        self._mend(fleet, sink, notify)
         run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
-        if self._plan.init_group:
-            if self._plan.refill and run.exited:
-                refill(fleet, self.dead_ranks, sink, notify)
-                notify(f"{describe_ranks(tuple(run.exited))} came back as a fresh copy of the notebook")
-            else:
-                heal_after(run, fleet, sink, notify)
+        self._mend(fleet, sink, notify)
         return run
+
+    def _mend(self, fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:
+        """Before and after each run: what does not succeed now is tried again before the next one."""
+        if not self._plan.init_group:
+            return
+        try:
+            if self._plan.refill and fleet.state.in_phase(Phase.DEAD):
+                fresh = refill(fleet, (), sink, notify)
+                notify(f"{describe_ranks(fresh)} came back as a fresh copy of the notebook")
+            heal(fleet, sink, notify)
+        except (RankBusy, StartError, NoSession) as error:
+            notify(f"the world could not be made whole: {error}")
 
     def _values(
         self, make_request: Callable[[int], Request], ranks: Ranks, timeout: float | None, note: str
     ) -> list[Any]:
         run = self._execute(make_request, ranks, timeout, make_sink(), note)
         self._raise_for(run)
-        return [unpack_value(rank, run.done[rank]) for rank in run.ranks]
+        return [unpack_value(rank, run.done[rank], self._fleet.common) for rank in run.ranks]
 
     def _raise_for(self, run: Run) -> None:
-        error = judge(run)
+        error = judge(run, self._fleet.common)
         if error is not None:
             add_hint(error)
             raise error from None
@@ -300,11 +314,6 @@ class Session:
         """All ranks but these."""
         chosen = self._choose(ranks)
         return tuple(rank for rank in range(self.world_size) if rank not in chosen)
-
-    @property
-    def dead_ranks(self) -> tuple[int, ...]:
-        """The ranks whose process has ended."""
-        return self._fleet.state.in_phase(Phase.DEAD)
 
 
 def _check_timeout(timeout: float | None) -> None:

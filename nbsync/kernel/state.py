@@ -92,5 +92,6 @@ class WorldState:
         return tuple(rank for rank, state in sorted(self._ranks.items()) if state.phase is phase)
 
     def _change(self, rank: int, **changes: object) -> None:
-        if rank in self._ranks:
+        state = self._ranks.get(rank)
+        if state is not None and state.phase is not Phase.DEAD:  # only `started` brings a rank back
             self._ranks[rank] = replace(self._ranks[rank], **changes)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from nbsync.protocol.messages import Where
 
 _HAS_A_LIMIT = "wait_for_everyone"  # with a timeout (else it shows as a barrier): it ends by itself
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv")
+_IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses at most
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,17 @@ class Place:
 
     name: str
     number: int | None
+    group: tuple[int, ...]
     line: str
 
     def __str__(self) -> str:
         number = f" #{self.number}" if self.number is not None else ""
         return f"{self.name}{number}" + (f" at {self.line}" if self.line else "")
+
+    @property
+    def operation(self) -> tuple[str, int | None, tuple[int, ...]]:
+        """What must be the same on all ranks of a collective."""
+        return self.name, self.number, self.group
 
 
 def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapping[int, str], size: int) -> str | None:
@@ -40,18 +47,24 @@ def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapp
         return None
     if len(now) + len(absent) < size:  # somebody did not answer: nothing is known of it
         return None
-    places = {rank: Place(w.waiting_in or "", w.number, w.line) for rank, w in sorted(now.items())}
-    kinds = {(place.name, place.number) for place in places.values()}
-    missed = {rank for w in now.values() for rank in w.group or range(size)} & set(absent)
-    if len(kinds) == 1 and not missed and next(iter(kinds))[0] not in _POINT_TO_POINT:
-        return None  # all are in the same collective: its data is on the way
+    world = tuple(range(size))
+    places = {r: Place(w.waiting_in or "", w.number, w.group or world, w.line) for r, w in sorted(now.items())}
+    if any(_is_complete(place, places) for place in places.values()):
+        return None  # all its ranks are there: its data is on the way
     return "; ".join([*_waiting(places), *_missing(absent)])
 
 
 def _waits(before: Where, now: Where) -> bool:
-    """Whether a rank sits in the same operation as before, and used no processor time in between."""
+    """Whether a rank sits in the same operation as before, and its process, which moves the data, did nothing."""
     same = (before.waiting_in, before.number, before.line) == (now.waiting_in, now.number, now.line)
-    return now.waiting_in not in (None, _HAS_A_LIMIT) and same and now.cpu == before.cpu
+    return now.waiting_in not in (None, _HAS_A_LIMIT) and same and now.cpu - before.cpu < _IDLE
+
+
+def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:
+    """Whether all ranks of a collective's group are in it."""
+    if place.name in _POINT_TO_POINT:
+        return False
+    return all(rank in places and places[rank].operation == place.operation for rank in place.group)
 
 
 def _waiting(places: Mapping[int, Place]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What to tell of a run that did not end well: who failed first, and one line for each of the others. Pure."""
+"""What to tell of a run that did not end well: who failed first, and one line for each of the others."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from nbsync.errors import (
 )
 from nbsync.kernel.evidence import oom_kills
 from nbsync.protocol.messages import Failure
-from nbsync.protocol.serial import Parts, unpack
+from nbsync.protocol.serial import Common, Parts, unpack
 
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run
 
 
-def judge(run: Run) -> BaseException | None:
+def judge(run: Run, common: Common) -> BaseException | None:
     """The exception that `run` raises in the notebook, or None if it ended well.
 
     The root is what failed first of its own accord; a peer's "connection closed" that follows is only listed.
@@ -40,7 +40,7 @@ def judge(run: Run) -> BaseException | None:
         if first is None or own[first].time > run.exit_times[died]:
             return _died(run, died, failures)
     if first is not None:
-        return _raised(run, first, failures)
+        return _raised(run, first, failures, common)
     if run.stuck is not None:
         return Deadlock(f"no rank could go on: {run.stuck}")
     if run.timed_out:
@@ -48,15 +48,15 @@ def judge(run: Run) -> BaseException | None:
     if run.interrupts:
         return Interrupted(others_in_lines(run, failures))
     if failures:  # only consequences: of something outside this run
-        return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures)
+        return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
     return None
 
 
-def _raised(run: Run, root: int, failures: Mapping[int, Failure]) -> WorkerError:
+def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common) -> WorkerError:
     failure = failures[root]
     same = sorted(rank for rank, other in failures.items() if _is_same(other, failure))
     ranks = [root, *(rank for rank in same if rank != root)] if root in same else [root]
-    original = _original(failure)
+    original = _original(failure, common)
     error_class = error_of_type(type(original) if original is not None else _find_type(failure))
     error = error_class.__new__(error_class)
     WorkerError.__init__(
@@ -130,11 +130,11 @@ def _is_same(one: Failure, other: Failure) -> bool:
     return (one.type_name, one.message, one.where) == (other.type_name, other.message, other.where)
 
 
-def _original(failure: Failure) -> BaseException | None:
+def _original(failure: Failure, common: Common) -> BaseException | None:
     if failure.exception is None:
         return None
     try:
-        value = unpack(failure.exception)
+        value = unpack(failure.exception, common)
     except TransferError:  # it is shown by name and text
         return None
     if isinstance(value, Parts):

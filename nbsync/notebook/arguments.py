@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             HelpShown: `-h` was asked for and answered.
         """
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line)
         except ValueError as error:
             self.error(f"{error} in {line!r}")
         return self.parse_args(words)

@@ -133,7 +133,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import session
 
         session().restart(options.ranks)
-        fresh = f"rank {options.ranks} is fresh" if options.ranks else _workers(session().world_size, "fresh ")
+        fresh = f"ranks {options.ranks} are fresh" if options.ranks else _workers(session().world_size, "fresh ")
         print(f"nbsync: {fresh}, {session().backend}")
 
     def _stop(self, options: argparse.Namespace) -> None:
@@ -149,6 +149,9 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
     def _pull_names(self, options: argparse.Namespace) -> None:
         session = self._existing()
         names = [name for text in options.names for name in _names(text)]
+        wrong = [name for name in names if not name.isidentifier()]
+        if wrong:
+            raise UsageError(f"{wrong[0]!r} is not a variable's name: session().pull({wrong[0]!r}) fetches expressions")
         rows = session.pull(*names, ranks=options.ranks)
         columns = [rows] if len(names) == 1 else list(zip(*rows, strict=True))
         one_rank = len(rows) == 1

@@ -43,8 +43,12 @@ class Channel:
         return self.socket.fileno()
 
     def send(self, message: Any) -> None:
-        """Queue a message. Never blocks."""
-        self._outgoing.append(_frame(message))
+        """Queue a message. Never blocks. It is packed first: if that fails, nothing was sent."""
+        self.send_packed(pack_message(message))
+
+    def send_packed(self, frame: list[memoryview]) -> None:
+        """Queue what `pack_message` made."""
+        self._outgoing.append(frame)
         self.wake()
 
     @property
@@ -116,11 +120,13 @@ class Channel:
                     yield memoryview(part)
             yield (pickle.loads(parts[0], buffers=parts[1:]),)
 
-    def close(self) -> None:
-        self.socket.close()
 
+def pack_message(message: Any) -> list[memoryview]:
+    """A message as the bytes that carry it.
 
-def _frame(message: Any) -> list[memoryview]:
+    Raises:
+        Exception: whatever pickling one of its parts raises.
+    """
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
     parts = [memoryview(pickled), *(b.raw() for b in buffers)]

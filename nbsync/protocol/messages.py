@@ -86,6 +86,7 @@ class Peek:
     """Ask the helper thread where the main thread is; answered by `Where`."""
 
     ticket: int
+    with_stack: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Where:
         waiting_in: the torch.distributed operation it is in, or None.
         number: which collective of its group that is, where it is known.
         group: the global ranks that take part in it, where they are known.
-        cpu: seconds of processor time it has used: the same twice in a row means that it waits.
+        cpu: seconds of processor time the process has used: hardly any between two looks means that it waits.
         stack: the whole Python stack as text, innermost last.
     """
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -21,26 +22,56 @@ import dill
 from nbsync.errors import TransferError
 from nbsync.protocol.messages import Payload
 
-_shared: dict[int, str] = {}
 
+class Common:
+    """The classes and functions that a notebook and its workers have in common, by name.
 
-def remember_shared(namespace: dict[str, Any]) -> None:
-    """Take note of the classes and functions that notebook and workers have in common.
-
-    The kernel calls it just before the fork; the workers inherit the note. Both sides still check, before they use it,
-    that the name means this very object.
+    It is taken just before the fork. What is in it is sent by name, and found again in the other side's copy: so it is
+    the same object on both sides, also when the notebook has redefined the name since.
     """
-    _shared.update(
-        (id(value), name)
-        for name, value in namespace.items()
-        if isinstance(value, type | types.FunctionType)
-        and value.__module__ == "__main__"
-        and value.__qualname__ == name
-    )
+
+    def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
+        self.objects = dict(objects or {})
+        self._names = {id(value): name for name, value in self.objects.items()}
+
+    @classmethod
+    def of(cls, namespace: Mapping[str, Any]) -> Common:
+        """What `namespace`, the notebook's, defines."""
+        return cls(
+            {
+                name: value
+                for name, value in namespace.items()
+                if isinstance(value, type | types.FunctionType)
+                and value.__module__ == "__main__"
+                and value.__qualname__ == name
+            }
+        )
+
+    def __and__(self, other: Common) -> Common:
+        """What is the same object in both."""
+        return Common({name: value for name, value in self.objects.items() if other.objects.get(name) is value})
+
+    def name_of(self, value: Any) -> str | None:
+        """The name under which the other side finds this very object, if it does."""
+        return self._names.get(id(value))
 
 
-def pack(value: Any) -> Payload:
-    """Pickle a user's object.
+_common = Common()  # of this worker; the kernel has one for each world, and passes it
+_in_use = threading.local()
+
+
+def set_common(common: Common) -> None:
+    """In a worker: what it has in common with the notebook."""
+    global _common
+    _common = common
+
+
+def _find_common(name: str) -> Any:
+    return getattr(_in_use, "common", _common).objects[name]
+
+
+def pack(value: Any, common: Common | None = None) -> Payload:
+    """Pickle a user's object. `common` is what both sides know by name; in a worker it is known.
 
     Raises:
         TransferError: it cannot be pickled; the message names the part and its type.
@@ -48,7 +79,7 @@ def pack(value: Any) -> Payload:
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     try:
-        _Pickler(file, protocol=5, buffer_callback=buffers.append, recurse=False).dump(value)
+        _Pickler(file, common or _common, buffers.append).dump(value)
     except Exception as error:  # a user's __reduce__ may raise anything
         path, culprit = _find_culprit(value)
         raise TransferError(
@@ -58,18 +89,21 @@ def pack(value: Any) -> Payload:
     return Payload(file.getvalue(), tuple(buffers))
 
 
-def unpack(payload: Payload) -> Any:
-    """Rebuild a user's object.
+def unpack(payload: Payload, common: Common | None = None) -> Any:
+    """Rebuild a user's object. `common` as in `pack`.
 
     Raises:
         TransferError: it cannot be rebuilt here.
     """
+    _in_use.common = common or _common
     try:
         return dill.loads(payload.pickled, buffers=payload.buffers)
     except Exception as error:  # a user's __setstate__ may raise anything
         raise TransferError(
             f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        del _in_use.common
 
 
 @dataclass(frozen=True)
@@ -89,10 +123,14 @@ class Parts:
 
 
 class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
+    def __init__(self, file: io.BytesIO, common: Common, keep: Callable[[pickle.PickleBuffer], None]) -> None:
+        super().__init__(file, protocol=5, buffer_callback=keep, recurse=False)
+        self._known = common
+
     def reducer_override(self, obj: Any) -> Any:
-        name = _shared.get(id(obj))
-        if name is not None and vars(sys.modules["__main__"]).get(name) is obj:
-            return name
+        name = self._known.name_of(obj)
+        if name is not None:
+            return _find_common, (name,)
         torch: Any = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
@@ -145,10 +183,11 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _packs(value: Any) -> bool:
     try:
-        _Pickler(io.BytesIO(), protocol=5, buffer_callback=_ignore, recurse=False).dump(value)
+        _Pickler(io.BytesIO(), _common, _ignore).dump(value)
     except Exception:  # the question is only whether it can be done
         return False
     return True
 
 
-_ignore: Callable[[pickle.PickleBuffer], None] = lambda _: None  # noqa: E731  # as dill takes it
+def _ignore(buffer: pickle.PickleBuffer) -> None:
+    pass

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+#: A function with its arguments.
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 #: Makes a worker write its main thread's stack to its stderr, also while C code holds the GIL.
 STACK_SIGNAL = signal.SIGUSR2
@@ -15,6 +19,7 @@ class WorkerSpec:
     """One rank's place in its world.
 
     Attributes:
+        host, port: where the ranks meet.
         life: how often the process group was made whole again before this worker was started.
         environ: variables to set, among them the torchrun set (RANK, MASTER_PORT, ...).
         backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
@@ -26,9 +31,9 @@ class WorkerSpec:
     """
 
     rank: int
-    local_rank: int
     world_size: int
-    local_world_size: int
+    host: str
+    port: int
     backend: str
     init_group: bool
     seed: int

@@ -45,7 +45,6 @@ class Attendant:
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch = watch
         self._main = threading.main_thread().ident
-        self._main_native = threading.get_native_id()  # the thread object still has the forker's
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
         channel.wake = self._wake
@@ -106,8 +105,8 @@ class Attendant:
                 if run > self._interrupts.over:  # it may not have begun yet
                     self.released = message
                     self._release_at = time.monotonic() + RELEASE_GRACE
-            case Peek(ticket):
-                self._channel.send(self._where(ticket))
+            case Peek(ticket, with_stack):
+                self._channel.send(self._where(ticket, with_stack))
             case request:
                 self.inbox.put(request)
 
@@ -136,10 +135,9 @@ class Attendant:
     def _main_stack(self) -> list[Any]:
         return walk_stack(sys._current_frames().get(self._main or 0))
 
-    def _where(self, ticket: int) -> Where:
+    def _where(self, ticket: int, with_stack: bool) -> Where:
         frame = sys._current_frames().get(self._main or 0)
         frames = walk_stack(frame)
-        linecache.checkcache()
         current = self._watch.current
         return Where(
             ticket,
@@ -148,20 +146,14 @@ class Attendant:
             current.name if current else collective_in(frames),
             current.number if current else None,
             current.ranks if current else (),
-            _cpu_seconds(self._main_native),
-            tuple(traceback.StackSummary.from_list(_from_users_frame(frame)).format()),
+            time.process_time(),
+            tuple(_format_stack(frame)) if with_stack else (),
         )
 
 
-def _cpu_seconds(thread: int | None) -> float:
-    """Processor time of one thread of this process."""
-    with open(f"/proc/self/task/{thread}/stat", encoding="ascii", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _from_users_frame(frame: FrameType | None) -> list[traceback.FrameSummary]:
-    """A stack without the frames of nbsync and IPython that led to the user's code."""
+def _format_stack(frame: FrameType | None) -> list[str]:
+    """A stack as text, without the frames of nbsync and IPython that led to the user's code."""
+    linecache.checkcache()
     stack = list(traceback.extract_stack(frame)) if frame is not None else []
     mine = [i for i, (code, _) in enumerate(walk_stack(frame)) if is_users(code)]
-    return stack[mine[0] :] if mine else stack
+    return traceback.StackSummary.from_list(stack[mine[0] :] if mine else stack).format()

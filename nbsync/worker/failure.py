@@ -40,7 +40,7 @@ def describe(
     return Failure(
         module=type(error).__module__,
         type_name=type(error).__qualname__,
-        message=str(error),
+        message=_text(error),
         traceback=tuple(rendered),
         time=time.monotonic(),
         where=users_line(frames) or _where_before(error),
@@ -67,7 +67,14 @@ def _where_before(error: BaseException) -> str:
 
 
 def _says_peer_gone(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError | ConnectionError) and _PEER_GONE.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ConnectionError) and _PEER_GONE.search(_text(error)) is not None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:  # a user's __str__ may raise anything
+        return f"(its text cannot be shown: {type(second).__name__})"
 
 
 def _pack_exception(error: BaseException) -> Payload | None:

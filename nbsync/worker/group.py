@@ -39,8 +39,10 @@ class GroupKeeper:
         was_cut: a collective was freed by force: the groups need healing before they are used again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str, port: int, rank: int, size: int) -> None:
         self.was_cut = False
+        # Not read from the environment later: user code may set MASTER_PORT, as many scripts do.
+        self._host, self._port, self._rank, self._size = host, port, rank, size
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
         self._spare_type = _FIRST_SPARE_TYPE
@@ -93,7 +95,7 @@ class GroupKeeper:
             if with_store:
                 self._connection = None
                 _log_of_torch(_ERRORS_ONLY)  # it would print its own stack trace of what is done on purpose here
-                doomed |= connected_sockets(peer_port=int(os.environ["MASTER_PORT"]))
+                doomed |= connected_sockets(peer_port=self._port)
             for sock in doomed:
                 shut_down(sock)
 
@@ -105,11 +107,10 @@ class GroupKeeper:
         """
         if life:
             self._life_store = self._new_store(life)
-            self._life_store.set(f"groups/{os.environ['RANK']}", json.dumps([_DEFAULT_GROUP]))
-        bound = {"device_id": device} if device.type == "cuda" and "nccl" in backend else {}
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            self._life_store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
+        bound = device if device.type == "cuda" and "nccl" in backend else None
         store = self._new_store(life)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, **bound)  # type: ignore[arg-type]
+        dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._size, device_id=bound)
         if self._life_store is not None:
             self._settle(life, self._life_store)
             self._life_store = None
@@ -185,8 +186,7 @@ class GroupKeeper:
     def _connect(self) -> Store:
         """The connection to the kernel's store, made anew if it was cut."""
         if self._connection is None:
-            host, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
-            self._connection = TCPStore(host, int(port), int(size), is_master=False)
+            self._connection = TCPStore(self._host, self._port, self._size, is_master=False)
         return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
+import sys
+import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -30,8 +33,8 @@ from nbsync.protocol.messages import (
     RunCell,
     Stop,
 )
-from nbsync.protocol.serial import pack, unpack
-from nbsync.protocol.spec import STACK_SIGNAL, WorkerSpec
+from nbsync.protocol.serial import Common, pack, set_common, unpack
+from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
 from nbsync.worker.accelerate import see_cpu_worlds
 from nbsync.worker.attendant import Attendant
@@ -43,12 +46,10 @@ from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.places import end_at_users_line
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
-from nbsync.worker.shell import Bundle, CellOutcome, WorkerShell
+from nbsync.worker.shell import CellOutcome, WorkerShell
 from nbsync.worker.streams import Streams
 from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
-
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,23 @@ class Endpoints:
     kernel_pid: int
 
 
-def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None = None) -> NoReturn:
-    """Be rank `spec.rank` until told to stop. Never returns into the kernel's frames."""
+def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Common) -> NoReturn:
+    """Be rank `spec.rank` until told to stop. Never returns into the kernel's frames.
+
+    Args:
+        inherited: the function that a launch carries along.
+        common: what notebook and workers have in common, to be sent by name.
+    """
     try:
         process.detach_from_kernel(ends.kernel_pid)
         process.release_listeners()
+        set_common(common)
         Worker(spec, ends, inherited).serve()
+    except BaseException:  # only reached by a defect in nbsync itself: serve() exits by itself
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
-        os._exit(70)  # only reached by a defect in nbsync itself: serve() exits by itself
+        os._exit(70)
 
 
 class Worker:
@@ -83,12 +93,12 @@ class Worker:
         faulthandler.enable(self.streams.err, all_threads=False)
         faulthandler.register(STACK_SIGNAL, self.streams.err, all_threads=False)
         os.environ.update(spec.environ)
-        self.groups = GroupKeeper()
+        self.groups = GroupKeeper(spec.host, spec.port, spec.rank, spec.world_size)
         self.watch = CollectiveWatch(compare=spec.compare_collectives)
         self.channel = Channel(ends.channel)
         self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch)
         self.attendant.start()
-        self.shell = WorkerShell(self.channel.send, self.streams.fence, self._on_error)
+        self.shell = WorkerShell(self._post, self._on_error)
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -100,8 +110,11 @@ class Worker:
                 self.streams.flush()
                 self.attendant.drain(timeout=1.0)
                 os._exit(0)
-            self.channel.send(self._answer(request))
+            self._answer(request)
             del request
+
+    def _post(self, make_message: Callable[[int], Any]) -> None:
+        self.streams.post(make_message, self.channel)
 
     def _wait_for_begin(self) -> None:
         if not isinstance(self.attendant.inbox.get(), Begin):  # stopped before it began
@@ -137,27 +150,30 @@ class Worker:
             return describe(error, self.shell.render(error))
         return None
 
-    def _answer(self, request: Request) -> Done:
-        """Do what `request` asks for. Any error of the user's code is part of the answer."""
+    def _answer(self, request: Request) -> None:
+        """Do what `request` asks for, and tell how it went. Any error of the user's code is part of the answer."""
         run = request.run
         value: Payload | None = None
+        failure: Failure | None = None
         try:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
+                failure = self._describe(outcome, run)  # inside, since it runs the user's __str__ and __reduce__
         except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
-            traceback = () if self._on_error(error, run) else self._render(error)
-            outcome = CellOutcome(error=error, traceback=traceback)
-        failure = self._describe(outcome, run)
+            rendered = () if self._on_error(error, run) else self._render(error)
+            outcome = CellOutcome(error=error, traceback=rendered)
+            failure = self._describe(outcome, run)
         outcome.error = None  # its frames would keep the user's objects alive
-        return Done(
+        done = Done(
             run,
-            self.streams.fence(has_message=True),
+            0,
             failure,
             outcome.result,
             value,
             group_broken=self.groups.was_cut,
             sequence=self.groups.sequence_numbers(),
         )
+        self._post(lambda fence: replace(done, fence=fence))
 
     def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
         match request:
@@ -223,16 +239,7 @@ class _Reporter:
         self._send = send
 
     def barrier_entered(self, name: str, call_site: str) -> None:
-        self._send(BarrierEvent(name, call_site, entered=True, time=_now()))
+        self._send(BarrierEvent(name, call_site, entered=True, time=time.monotonic()))
 
     def barrier_left(self, name: str, call_site: str) -> None:
-        self._send(BarrierEvent(name, call_site, entered=False, time=_now()))
-
-
-def _now() -> float:
-    import time
-
-    return time.monotonic()
-
-
-__all__ = ["Bundle", "Call", "Endpoints", "Worker", "work"]
+        self._send(BarrierEvent(name, call_site, entered=False, time=time.monotonic()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import getpass
+import json
 import os
 import sys
 import tempfile
@@ -36,18 +37,16 @@ class WorkerShell:
     """The worker's IPython shell.
 
     Args:
-        send: sends a message to the kernel.
-        fence: marks this point in the output streams and returns its number.
+        post: sends a message in its place among the output; it is given what makes the message from its number.
         on_error: told of an exception that ended a cell; returns whether its traceback is of no interest.
     """
 
     def __init__(
         self,
-        send: Callable[[Any], None],
-        fence: Callable[[bool], int],
+        post: Callable[[Callable[[int], Any]], None],
         on_error: Callable[[BaseException], bool],
     ) -> None:
-        self._send, self._fence, self._on_error = send, fence, on_error
+        self._post, self._on_error = post, on_error
         self.shell: Any = _inherited_shell()
         self._hook = _Hook(self.shell, self._show)
         self._traceback: list[str] = []
@@ -92,11 +91,6 @@ class WorkerShell:
             trace = trace.tb_next if trace is not None else None
         return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 
-    def format(self, value: Any) -> Bundle:
-        """A value's mime bundle and metadata."""
-        bundle: Bundle = self.shell.display_formatter.format(value)
-        return bundle
-
     def _show_traceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
         """Tell of an error that ends the cell at once: others may wait for this rank, and rendering takes its time.
 
@@ -120,16 +114,28 @@ class WorkerShell:
         display_id: str | None = None,
         update: bool = False,
     ) -> None:
-        shown = _presentable(data)
+        shown, about = _presentable(data), _plain(metadata or {})
         if shown:
-            self._send(Display(self._fence(True), shown, metadata or {}, display_id, update))
+            self._post(lambda fence: Display(fence, shown, about, display_id, update))
 
     def _clear(self, wait: bool) -> None:
-        self._send(ClearOutput(self._fence(True), wait))
+        self._post(lambda fence: ClearOutput(fence, wait))
 
 
 def _presentable(data: dict[str, Any]) -> dict[str, Any]:
-    return {kind: value for kind, value in data.items() if kind != _WIDGET}
+    """A mime bundle in plain data, which any process can take."""
+    return {
+        str(kind): value if isinstance(value, str | bytes) else _plain(value)
+        for kind, value in data.items()
+        if kind != _WIDGET
+    }
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=repr))
+    except (TypeError, ValueError):  # keys that are no strings, a value that contains itself
+        return repr(value)
 
 
 class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
@@ -158,7 +164,7 @@ class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         if self._kept is not None:
             self._show_bundle(*self._kept)
-        self._kept = (_presentable(format_dict), md_dict or {})
+        self._kept = (_presentable(format_dict), _plain(md_dict or {}))
 
     def log_output(self, format_dict: dict[str, Any]) -> None:
         pass

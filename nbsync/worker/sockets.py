@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 Socket = tuple[int, str]  # descriptor and inode: a descriptor alone may come to mean another socket
 
@@ -11,7 +14,7 @@ Socket = tuple[int, str]  # descriptor and inode: a descriptor alone may come to
 def open_sockets() -> set[Socket]:
     """All sockets of this process."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for name in _descriptors():
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # closed meanwhile, as the descriptor of this very listing is
@@ -19,6 +22,13 @@ def open_sockets() -> set[Socket]:
         if target.startswith("socket:"):
             found.add((int(name), target))
     return found
+
+
+def _descriptors() -> Iterable[str]:
+    try:
+        return os.listdir("/proc/self/fd")
+    except OSError:  # no descriptor is left to read it with
+        return map(str, range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 
 
 def connected_sockets(peer_port: int | None = None) -> set[Socket]:
@@ -30,18 +40,27 @@ def shut_down(sock: Socket) -> None:
     """End the connection, unless the descriptor has come to mean something else."""
     fd, inode = sock
     try:
-        if os.readlink(f"/proc/self/fd/{fd}") != inode:
-            return
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            copy.shutdown(socket.SHUT_RDWR)
+        if os.readlink(f"/proc/self/fd/{fd}") == inode:
+            with _borrowed(fd) as borrowed:
+                borrowed.shutdown(socket.SHUT_RDWR)
     except OSError:  # closed, or the peer went first
         return
 
 
 def _is_connected(sock: Socket, peer_port: int | None) -> bool:
     try:
-        with socket.socket(fileno=os.dup(sock[0])) as copy:
-            peer = copy.getpeername()
+        with _borrowed(sock[0]) as borrowed:
+            peer = borrowed.getpeername()
     except OSError:
         return False
     return isinstance(peer, tuple) and (peer_port is None or peer[1] == peer_port)
+
+
+@contextmanager
+def _borrowed(fd: int) -> Iterator[socket.socket]:
+    """A socket object on a descriptor that stays its owner's."""
+    sock = socket.socket(fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
+from nbsync.protocol.channel import Channel, pack_message
 from nbsync.protocol.fence import fence
 
 
@@ -46,15 +47,33 @@ class Streams:
         _forward(zip(inherited, (self.out, self.err) * 2, strict=True))
         os.register_at_fork(after_in_child=self._after_fork)
 
-    def fence(self, has_message: bool = False) -> int:
-        """Mark this point in both pipes; returns its number."""
+    def post(self, make_message: Callable[[int], Any], channel: Channel) -> None:
+        """Send a message in its place among the output.
+
+        It is packed before the mark is written: a mark that promises a message which never comes would hold back
+        everything after it.
+
+        Args:
+            make_message: gets the number of the mark, and returns the message.
+
+        Raises:
+            Exception: whatever pickling the message raises; nothing was written then.
+        """
+        with self._lock, self._shield():
+            if self._forked:  # a child of this worker has no say on its channel
+                return
+            packed = pack_message(make_message(self._count + 1))
+            self._fence(has_message=True)
+            channel.send_packed(packed)
+
+    def _fence(self, has_message: bool = False) -> None:
+        """Mark this point in both pipes."""
         with self._lock, self._shield():
             self.flush()
             self._count += 1
             mark = fence(self._count, has_message)
             for fd in self._fds:
                 os.write(fd, mark)  # shorter than PIPE_BUF: atomic
-            return self._count
 
     def flush(self) -> None:
         for stream in (self.out, self.err):
@@ -67,7 +86,7 @@ class Streams:
             return
         with self._lock:
             if self._last is not None:
-                self.fence()
+                self._fence()
             self._last = stream
 
     def _after_fork(self) -> None:

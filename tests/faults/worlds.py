@@ -142,6 +142,7 @@ class Worlds:
         if self._current is None or self._current[0] is not notebook or self._current[1].size != size:
             notebook.run(f"%nbsync stop\n%nbsync start -n {size}", GUARD).ok()
             self._current = notebook, Ranks(notebook, size)
+            notebook.run("print('x' * 2_000_000)").ok()  # pyzmq starts a thread for the first large message
             notebook.run("%%distributed\nimport ctypes, os, signal, sys, time\nfrom nbsync.testing import inject").ok()
         ranks = self._current[1]
         if ranks.run("t = torch.ones(1); dist.all_reduce(t); inject; t.item()").texts != [f"[0-{size - 1}] {size}.0"]:

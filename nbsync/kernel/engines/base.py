@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from nbsync.protocol.spec import WorkerSpec
-
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+from nbsync.protocol.serial import Common
+from nbsync.protocol.spec import Call, WorkerSpec
 
 
 @dataclass(eq=False)
@@ -25,12 +25,19 @@ class Process:
     stdout: int
     stderr: int
     pidfd: int
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def signal(self, number: int) -> None:
         """Send a signal, to this process and no later one of the same number; nothing if it has ended."""
-        with suppress(ProcessLookupError):
+        with self._lock, suppress(ProcessLookupError):
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, number)
+
+    def release(self) -> None:
+        """It has ended and was reaped: let go of its descriptor."""
+        with self._lock:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def kill(self) -> None:
         """End the worker."""
@@ -53,8 +60,12 @@ class Process:
 class Engine(Protocol):
     """Starts workers: all of them or none."""
 
-    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None = None) -> list[Process]:
+    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
         """Start one worker for each spec.
+
+        Args:
+            inherited: a function that the workers carry along.
+            common: what the notebook and its workers have in common.
 
         Raises:
             StartError: some could not be started; none is left running.

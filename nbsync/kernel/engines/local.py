@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbsync.errors import StartError
-from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel, release_in_child
-from nbsync.kernel.engines.base import Call, Process
+from nbsync.errors import StartError, describe_ranks
+from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
+from nbsync.kernel.engines.base import Process
 from nbsync.kernel.forker import fork, run_in_forker
 from nbsync.kernel.guard import Guard
-from nbsync.protocol.spec import WorkerSpec
+from nbsync.protocol.serial import Common
+from nbsync.protocol.spec import Call, WorkerSpec
 from nbsync.worker import main as worker  # the one arrow across: the entry point of a worker
 
 
@@ -33,6 +35,16 @@ class _Wires:
         keep_in_kernel(ours.fileno(), wires.stdout[0], wires.stderr[0])
         return wires
 
+    def process(self, rank: int, pid: int) -> Process:
+        """The kernel's side of a worker that was just forked."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        return Process(rank, pid, self.kernel_socket, self.stdout[0], self.stderr[0], pidfd)
+
     def close_kernel_ends(self) -> None:
         close_kernel_only(self.kernel_socket.detach(), self.stdout[0], self.stderr[0])
 
@@ -49,38 +61,46 @@ class LocalEngine:
         self._guard = Guard()
         self._running: list[Process] = []
 
-    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None = None) -> list[Process]:
+    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
         """Fork one worker for each spec, all or none. See `Engine.start`."""
         wires: list[_Wires] = []
         started: list[Process] = []
         try:
             wires.extend(_Wires.make() for _ in specs)
-            run_in_forker(lambda: self._fork_all(specs, wires, inherited, started))
+            run_in_forker(lambda: self._fork_all(specs, wires, inherited, common, started))
+            self._guard.watch(process.pid for process in [*self._running, *started])
         except OSError as error:
-            for process in started:
-                process.kill()
-                os.waitpid(process.pid, 0)
-                os.close(process.pidfd)
-            for wire in wires:
-                wire.close_kernel_ends()
-                wire.close_worker_ends()
-            missing = ", ".join(str(spec.rank) for spec in specs[len(started) :])
+            self._undo(wires, started)
+            missing = describe_ranks([spec.rank for spec in specs[len(started) :]] or [specs[-1].rank])
             raise StartError(
-                f"no process for rank {missing}: {error.strerror}. "
+                f"no process for {missing}: {error.strerror}. "
                 "Start fewer workers, or raise the limit (ulimit -u, ulimit -n)"
             ) from error
         for wire in wires:
             wire.close_worker_ends()
         self._running += started
-        self._guard.watch(process.pid for process in self._running)
         return started
+
+    def _undo(self, wires: Sequence[_Wires], started: Sequence[Process]) -> None:
+        for process in started:
+            process.kill()
+            os.waitpid(process.pid, 0)
+            process.release()
+        for wire in wires:
+            wire.close_kernel_ends()
+            wire.close_worker_ends()
 
     def stopped(self, processes: Sequence[Process]) -> None:
         self._running = [process for process in self._running if process not in processes]
         self._guard.watch(process.pid for process in self._running)
 
     def _fork_all(
-        self, specs: Sequence[WorkerSpec], wires: list[_Wires], inherited: Call | None, started: list[Process]
+        self,
+        specs: Sequence[WorkerSpec],
+        wires: list[_Wires],
+        inherited: Call | None,
+        common: Common,
+        started: list[Process],
     ) -> None:
         kernel_pid = os.getpid()
         gc.freeze()  # the collector in the children then leaves the shared pages alone
@@ -88,15 +108,12 @@ class LocalEngine:
             for spec, wire in zip(specs, wires, strict=True):
 
                 def be_worker(spec: WorkerSpec = spec, mine: _Wires = wire) -> None:
-                    release_in_child()
                     for other in wires:
                         if other is not mine:
                             other.close_worker_ends()
                     ends = worker.Endpoints(mine.worker_socket, mine.stdout[1], mine.stderr[1], kernel_pid)
-                    worker.work(spec, ends, inherited)
+                    worker.work(spec, ends, inherited, common)
 
-                pid = fork(be_worker)
-                pidfd = os.pidfd_open(pid)
-                started.append(Process(spec.rank, pid, wire.kernel_socket, wire.stdout[0], wire.stderr[0], pidfd))
+                started.append(wire.process(spec.rank, fork(be_worker)))
         finally:
             gc.unfreeze()

@@ -1,0 +1,218 @@
+"""Which run each rank works on, and where what it sends goes. One lock guards all of it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from nbsync.errors import NoSession, RankBusy, WorkerDied, describe_ranks, format_ranks
+from nbsync.kernel.engines.base import Process
+from nbsync.kernel.hub import Exited
+from nbsync.kernel.run import Run
+from nbsync.kernel.state import Phase, WorldState
+from nbsync.kernel.switchboard import hub
+from nbsync.kernel.verdict import describe_exit
+from nbsync.protocol.messages import BarrierEvent, Done, Interrupt, Peek, Where
+
+
+class Dispatch:
+    """The traffic of one world.
+
+    Attributes:
+        state: what is known of every rank.
+        needs_heal: a rank's process group was cut, or the ranks are out of step; cleared by whoever heals.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.state = WorldState(backend)
+        self.needs_heal = False
+        self._processes: dict[int, Process] = {}
+        self._active: dict[int, Run] = {}
+        self._between: list[tuple[int, str, Any]] = []  # output that came while no run was there to show it
+        self._lock = threading.Lock()
+        self._glances: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
+        self._glance = 0
+        self._runs = 0
+
+    # ---- processes ----
+
+    def add(self, process: Process, start: Run) -> None:
+        """Take in a worker that was just started; until it is up, what it sends goes to `start`."""
+        with self._lock:
+            self._processes[process.rank] = process
+            self._active[process.rank] = start
+            self.state.started(process.rank, process.pid, time.monotonic())
+        hub().attach(process, self._route)
+
+    def process(self, rank: int) -> Process:
+        """The process of `rank`, also when it has ended."""
+        return self._processes[rank]
+
+    def processes(self, ranks: Sequence[int] | None = None) -> list[Process]:
+        """The processes of `ranks`, or all, that there are."""
+        return [process for rank, process in self._processes.items() if ranks is None or rank in ranks]
+
+    def alive(self, processes: Sequence[Process]) -> list[Process]:
+        """Those that have not ended."""
+        return [p for p in processes if self.state.phase(p.rank) is not Phase.DEAD]
+
+    def clear(self) -> None:
+        """Forget all processes, which have ended."""
+        with self._lock:
+            self._processes.clear()
+            self._active.clear()
+            self._between.clear()
+
+    # ---- runs ----
+
+    def new_run(self, ranks: Sequence[int]) -> Run:
+        """A run with the next number."""
+        with self._lock:
+            self._runs += 1
+            return Run(self._runs, tuple(ranks))
+
+    def open(self, run: Run, note: str) -> None:
+        """Give the ranks of `run` to it.
+
+        Raises:
+            NoSession, WorkerDied, RankBusy: some of them cannot take a request; nothing has changed then.
+        """
+        with self._lock:
+            self._check(run.ranks)
+            for item in self._between:
+                if item[0] in run.ranks:
+                    run.inbox.put(item)
+            self._between = [item for item in self._between if item[0] not in run.ranks]
+            for rank in run.ranks:
+                self._active[rank] = run
+                self.state.busy(rank, note, time.monotonic())
+
+    def close(self, run: Run) -> None:
+        """`run` is over for whoever waited: ranks that have answered are idle, the others answer to nobody."""
+        with self._lock:
+            for rank, what in run.drain():
+                if isinstance(what, Done):
+                    run.done[rank] = what
+                elif isinstance(what, Exited):
+                    run.note_exit(rank, what)
+            run.abandoned = bool(run.pending)
+            for rank in run.ranks:
+                if rank not in run.pending:
+                    self._release(rank, run)
+            if run.left_groups_broken:
+                self.needs_heal = True
+
+    def up(self, rank: int, start: Run) -> None:
+        """`rank` has started up."""
+        with self._lock:
+            self._release(rank, start)
+
+    def keep(self, item: tuple[int, str, Any]) -> None:
+        """Keep output for the next run."""
+        with self._lock:
+            self._between.append(item)
+
+    def interrupt(self) -> tuple[int, ...]:
+        """Interrupt every run as the stop button does; returns the ranks that were busy."""
+        with self._lock:
+            active = dict(self._active)
+        for run in set(active.values()):
+            if not run.abandoned:
+                run.interrupt()
+        for rank, run in active.items():
+            if run.abandoned:
+                self.send(rank, Interrupt(run.number))
+        return tuple(sorted(active))
+
+    def absent(self, run: Run, size: int) -> dict[int, str] | None:
+        """The ranks that nobody should wait for in `run`, and why; None when one of them may still come."""
+        absent = {}
+        for rank in set(range(size)) - set(run.pending):
+            if rank in run.done:
+                failure = run.done[rank].failure
+                absent[rank] = f"raised {failure.type_name}" if failure else "has finished"
+            elif self.state.phase(rank) is Phase.DEAD:
+                absent[rank] = "is not running"
+            elif self.state.phase(rank) is Phase.IDLE:
+                absent[rank] = "does not run this cell"
+            else:
+                return None
+        return absent
+
+    def _check(self, ranks: Sequence[int]) -> None:
+        if not self._processes:
+            raise NoSession("there are no workers: `%nbsync start` starts them")
+        dead = self.state.in_phase(Phase.DEAD)
+        if set(dead) & set(ranks):
+            verb, pronoun = ("is", "it") if len(dead) == 1 else ("are", "them")
+            raise WorkerDied(
+                ranks=dead,
+                message=f"{verb} not running: {self.state.note(dead[0])}. "
+                f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back",
+            )
+        busy = [rank for rank in ranks if rank in self._active]
+        if busy:
+            verb = "is" if len(busy) == 1 else "are"
+            raise RankBusy(
+                f"{describe_ranks(busy)} {verb} busy: {self.state.note(busy[0])}. `%nbsync interrupt` interrupts it"
+            )
+
+    def _release(self, rank: int, run: Run) -> None:
+        """`run` has no more to do with `rank`."""
+        if self._active.get(rank) is run:
+            del self._active[rank]
+            self.state.idle(rank, time.monotonic())
+
+    # ---- messages ----
+
+    def send(self, rank: int, message: Any) -> None:
+        """Send a message to `rank`; to one that has ended it does nothing."""
+        process = self._processes.get(rank)
+        if process is not None:
+            hub().send(process, message)
+
+    def shown(self, rank: int, size: int) -> None:
+        """So many bytes of the output of `rank` were taken in: more may come."""
+        process = self._processes.get(rank)
+        if process is not None:
+            hub().acknowledge(process, size)
+
+    def peek(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, Where]:
+        """Where the main threads of `ranks` are. A rank that does not answer in time is left out."""
+        self._glance -= 1
+        asked = [rank for rank in ranks if self.state.phase(rank) is not Phase.DEAD]
+        for rank in asked:
+            self.send(rank, Peek(self._glance, with_stack=True))
+        found: dict[int, Where] = {}
+        deadline = time.monotonic() + timeout
+        while len(found) < len(asked):
+            try:
+                rank, where = self._glances.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if where.ticket == self._glance:
+                found[rank] = where
+        return found
+
+    def _route(self, rank: int, kind: str, what: Any) -> None:
+        """In the hub's thread: what `rank` has sent goes to the run it works on."""
+        with self._lock:
+            if isinstance(what, BarrierEvent):
+                self.state.barrier(rank, what)
+                return
+            if isinstance(what, Where) and what.ticket < 0:
+                self._glances.put((rank, what))
+                return
+            if isinstance(what, Exited):
+                self.state.exited(rank, describe_exit(what.status), time.monotonic())
+            run = self._active.get(rank)
+            if run is not None and not run.abandoned:
+                run.inbox.put((rank, kind, what))
+            elif run is not None and isinstance(what, Done | Exited):  # the answer that nobody waited for any more
+                self.needs_heal |= isinstance(what, Done) and what.group_broken
+                self._release(rank, run)
+            elif kind != "message":
+                self._between.append((rank, kind, what))
