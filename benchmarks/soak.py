@@ -112,6 +112,7 @@ class Soak:
 
     def usage(self) -> list[Usage]:
         """Of the kernel and of each rank."""
+        time.sleep(_START)  # the store's side of a connection ends a moment after the rank's
         return [Usage.of(pid) for pid in (self._kernel.pid, *self.pids())]
 
     def pids(self) -> list[int]:

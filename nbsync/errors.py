@@ -163,7 +163,7 @@ class WorkerError(NbsyncError):
             for name, member in vars(cls).items()
             if isinstance(member, MemberDescriptorType) and not name.startswith("__")
         }
-        for name in members.keys() & set(dir(self)):
+        for name in (members.keys() & set(dir(self))) - vars(self).keys():
             with suppress(AttributeError, TypeError):  # read-only, or without a value
                 setattr(self, name, getattr(original, name))
 
@@ -241,6 +241,15 @@ def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:
         return type(f"WorkerError({original.__name__})", (WorkerError, original), {"__module__": "nbsync"})
     except TypeError:  # the original's memory layout or metaclass does not allow a second base
         return WorkerError
+
+
+def new_error(original: type[BaseException] | None) -> WorkerError:
+    """An uninitialised error of `error_of_type(original)`; a plain WorkerError where such a one cannot be made."""
+    error_class = error_of_type(original)
+    for make in (error_class.__new__, Exception.__new__):
+        with suppress(TypeError):  # MemoryError takes only the second way, ExceptionGroup none
+            return make(error_class)
+    return WorkerError.__new__(WorkerError)
 
 
 def _plain_class(cls: type[WorkerError]) -> type[WorkerError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nbsync.errors import RankBusy, describe_ranks
+from nbsync.errors import Interrupted, RankBusy, describe_ranks
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.sink import Sink
 from nbsync.kernel.state import Phase
@@ -57,6 +57,8 @@ def _join_life(fleet: Fleet, life: int, ranks: Iterable[int], sink: Sink, notify
         notify=notify,
     )
     fleet.traffic.needs_heal = not run.ended_well
+    if run.interrupts:
+        raise Interrupted(["while the process group was healed; it is tried again before the next cell"])
     failures = {rank: done.failure for rank, done in run.done.items() if done.failure is not None}
     for rank, failure in sorted(failures.items())[:1]:
         notify(f"the process group could not be healed: {describe_ranks([rank])}: {failure.message}")

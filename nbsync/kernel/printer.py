@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import groupby
@@ -41,11 +42,14 @@ class Printer:
         self._unfinished_since: dict[tuple[int, Stream], float] = {}
         self._live: tuple[float, list[str]] = (0.0, [])
         self._live_may_change = False
+        self._stderr: dict[int, deque[str]] = {}
 
     def text(self, rank: int, stream: Stream, data: bytes, now: float) -> None:
         splitter = self._splitters.setdefault((rank, stream), LineSplitter())
         for line in splitter.feed(data):
             self._add(rank, (stream, line), None, now)
+            if stream == "stderr":
+                self._stderr.setdefault(rank, deque(maxlen=60)).append(line)
         self._live_may_change = True
         if splitter.unfinished:
             self._unfinished_since.setdefault((rank, stream), now)
@@ -63,6 +67,12 @@ class Printer:
         """Only the first rank of the run clears, or the ranks would wipe out each other's output."""
         if rank == self._ranks[0]:
             self._add(rank, ("clear", object()), clear, now)
+
+    def last_words(self, rank: int) -> list[str]:
+        """The last lines that `rank` wrote to stderr, without the stack that Python writes when it crashes."""
+        lines = list(self._stderr.get(rank, ()))
+        crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+        return (lines if crash is None else lines[: crash + 1])[-4:]
 
     def finish(self, rank: int, now: float) -> None:
         """Nothing more comes from `rank`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,7 +41,8 @@ class Run:
 
     Attributes:
         done: the answer of each rank that gave one.
-        exited: how the processes ended that did not; last_lines: where they were seen last.
+        exited: how the processes ended that did not; last_lines: where they were seen last; last_words: the end
+            of their stderr.
         oom_kills: how many processes had been ended for want of memory when the run began.
         stuck: why no rank could go on, when they were released for that.
         interrupts: how often the user interrupted it.
@@ -54,6 +55,7 @@ class Run:
     exited: dict[int, Exited] = field(default_factory=dict)
     exit_times: dict[int, float] = field(default_factory=dict)
     last_lines: dict[int, str] = field(default_factory=dict)
+    last_words: dict[int, tuple[str, ...]] = field(default_factory=dict)
     oom_kills: int | None = field(default_factory=oom_kills)
     stuck: str | None = None
     interrupts: int = 0
@@ -69,8 +71,9 @@ class Run:
         items = [self.inbox.get() for _ in range(self.inbox.qsize())]
         return [(rank, what) for rank, kind, what in items if kind == "message"]
 
-    def note_exit(self, rank: int, exited: Exited, line: str = "") -> None:
-        """The process of `rank` has ended; `line` is where it was seen last."""
+    def note_exit(self, rank: int, exited: Exited, line: str = "", last_words: Sequence[str] = ()) -> None:
+        """The process of `rank` has ended; `line` is where it was seen last, `last_words` the end of its stderr."""
+        self.last_words[rank] = tuple(last_words)
         self.exited[rank] = exited
         self.exit_times[rank] = time.monotonic()
         self.last_lines[rank] = line
@@ -173,8 +176,8 @@ class Conductor:
                 if message.failure is not None and not message.failure.is_consequence:
                     self._release(f"rank {rank} raised {message.failure.type_name}")
             case Exited():
-                self._run.note_exit(rank, message, self._lookout.last_line(rank))
                 self._printer.finish(rank, now)
+                self._run.note_exit(rank, message, self._lookout.last_line(rank), self._printer.last_words(rank))
                 self._release(f"rank {rank} ended")
 
     def _look(self, now: float) -> None:

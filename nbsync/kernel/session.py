@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -275,7 +276,8 @@ class Session:
         fleet = self._fleet
         self._mend(fleet, sink, notify)
         run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
-        self._mend(fleet, sink, notify)
+        with suppress(KeyboardInterrupt):  # what the run has to tell comes first
+            self._mend(fleet, sink, notify)
         return run
 
     def _mend(self, fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:

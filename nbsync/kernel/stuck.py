@@ -23,11 +23,13 @@ class Place:
     name: str
     number: int | None
     group: tuple[int, ...]
+    peer: int | None
     line: str
 
     def __str__(self) -> str:
         number = f" #{self.number}" if self.number is not None else ""
-        return f"{self.name}{number}" + (f" at {self.line}" if self.line else "")
+        peer = f" for rank {self.peer}" if self.peer is not None else ""
+        return f"{self.name}{number}{peer}" + (f" at {self.line}" if self.line else "")
 
     @property
     def operation(self) -> tuple[str, int | None, tuple[int, ...]]:
@@ -48,7 +50,10 @@ def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapp
     if len(now) + len(absent) < size:  # somebody did not answer: nothing is known of it
         return None
     world = tuple(range(size))
-    places = {r: Place(w.waiting_in or "", w.number, w.group or world, w.line) for r, w in sorted(now.items())}
+    places = {
+        rank: Place(where.waiting_in or "", where.number, where.group or world, where.peer, where.line)
+        for rank, where in sorted(now.items())
+    }
     if any(_is_complete(place, places) for place in places.values()):
         return None  # all its ranks are there: its data is on the way
     return "; ".join([*_waiting(places), *_missing(absent)])

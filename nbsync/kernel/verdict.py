@@ -16,7 +16,7 @@ from nbsync.errors import (
     WorkerDied,
     WorkerError,
     describe_ranks,
-    error_of_type,
+    new_error,
 )
 from nbsync.kernel.evidence import oom_kills
 from nbsync.protocol.messages import Failure
@@ -57,8 +57,7 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
     same = sorted(rank for rank, other in failures.items() if _is_same(other, failure))
     ranks = [root, *(rank for rank in same if rank != root)] if root in same else [root]
     original = _original(failure, common)
-    error_class = error_of_type(type(original) if original is not None else _find_type(failure))
-    error = error_class.__new__(error_class)
+    error = new_error(type(original) if original is not None else _find_type(failure))
     WorkerError.__init__(
         error,
         ranks=sorted(ranks) if len(ranks) > 1 else ranks,
@@ -91,7 +90,9 @@ def _circumstances(run: Run, rank: int, signal_name: str | None) -> str:
     kills = oom_kills()
     if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
         text += " (out of memory: the system ended it)"
-    return f"{text}; what was in its memory is lost"
+    text += "; what was in its memory is lost"
+    words = run.last_words.get(rank)
+    return f"{text}\nlast on its stderr:\n" + "\n".join(f"  {word}" for word in words) if words else text
 
 
 def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[int] | None = None) -> list[str]:

@@ -199,6 +199,7 @@ class Where:
         waiting_in: the torch.distributed operation it is in, or None.
         number: which collective of its group that is, where it is known.
         group: the global ranks that take part in it, where they are known.
+        peer: the rank that it sends to or receives from, where that is known.
         cpu: seconds of processor time the process has used: hardly any between two looks means that it waits.
         stack: the whole Python stack as text, innermost last.
     """
@@ -209,5 +210,6 @@ class Where:
     waiting_in: str | None
     number: int | None = None
     group: tuple[int, ...] = ()
+    peer: int | None = None
     cpu: float = 0.0
     stack: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
-from nbsync.worker.places import collective_in, is_users, users_line, walk_stack
+from nbsync.worker.places import collective_in, is_users, peer_in, users_line, walk_stack
 from nbsync.worker.watch import CollectiveWatch
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -146,6 +146,7 @@ class Attendant:
             current.name if current else collective_in(frames),
             current.number if current else None,
             current.ranks if current else (),
+            peer_in(frame),
             time.process_time(),
             tuple(_format_stack(frame)) if with_stack else (),
         )

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from types import CodeType
 
 from nbsync.errors import MainProcessFailed, TransferError
 from nbsync.protocol.messages import Failure, Payload
@@ -36,6 +37,7 @@ def describe(
         released: this rank's collectives were broken on purpose in this run.
     """
     frames = list(walk_traceback(error.__traceback__))
+    before = _frames_before(error)
     follows = follows_from_others(error, released=released)
     return Failure(
         module=type(error).__module__,
@@ -43,8 +45,8 @@ def describe(
         message=_text(error),
         traceback=tuple(rendered),
         time=time.monotonic(),
-        where=users_line(frames) or _where_before(error),
-        waiting_in=collective_in(frames),
+        where=users_line(frames) or users_line(before),
+        waiting_in=collective_in(frames) or collective_in(before),
         is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=_pack_exception(error),
@@ -60,10 +62,10 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
     return released or collective_in(walk_traceback(error.__traceback__)) is not None
 
 
-def _where_before(error: BaseException) -> str:
+def _frames_before(error: BaseException) -> list[tuple[CodeType, int]]:
     """An interrupt of a blocked operation shows first as the operation's error, which is then its context."""
-    before = error.__context__
-    return users_line(walk_traceback(before.__traceback__)) if before is not None else ""
+    before = error.__context__ if isinstance(error, KeyboardInterrupt) else None
+    return list(walk_traceback(before.__traceback__)) if before is not None else []
 
 
 def _says_peer_gone(error: BaseException) -> bool:

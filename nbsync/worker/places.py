@@ -73,6 +73,17 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     return found
 
 
+def peer_in(frame: FrameType | None) -> int | None:
+    """The rank that `dist.send` or `dist.recv`, if this thread is in one, sends to or receives from."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in ("send", "recv") and code.co_filename.endswith(_COLLECTIVE_FILES):
+            peer = frame.f_locals.get("dst" if code.co_name == "send" else "src")
+            return peer if isinstance(peer, int) else None
+        frame = frame.f_back
+    return None
+
+
 def walk_stack(frame: FrameType | None) -> list[tuple[CodeType, int]]:
     """A thread's frames, outermost first."""
     found = []

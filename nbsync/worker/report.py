@@ -27,6 +27,7 @@ class _Silent:
 
 
 _reporter: Reporter = _Silent()
+_names: list[str] = []
 
 
 def reporter() -> Reporter:
@@ -50,7 +51,14 @@ def reported(name: str, site: str) -> Iterator[None]:
     """The lines inside wait in barrier `name`. One reporter hears both ends."""
     listener = reporter()
     listener.barrier_entered(name, site)
+    _names.append(name)
     try:
         yield
     finally:
+        _names.pop()
         listener.barrier_left(name, site)
+
+
+def barrier_name() -> str | None:
+    """The barrier that this rank is in, as the user has called it."""
+    return _names[-1] if _names else None

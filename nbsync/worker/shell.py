@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbsync.protocol.messages import ClearOutput, Display
 
 Bundle = tuple[dict[str, Any], dict[str, Any]]
+_GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
+_MOST_TEXT = 1_000_000  # characters of one text that are shown
 _WIDGET = "application/vnd.jupyter.widget-view+json"  # its model lives in the rank, out of the browser's reach
 
 
@@ -80,6 +83,7 @@ class WorkerShell:
         self._traceback, self._ends_cell = [], True
         outcome = self.shell.run_cell(code, store_history=False)
         error = outcome.error_before_exec or outcome.error_in_exec
+        self._forget()
         if error is None:
             return CellOutcome(result=self._hook.take())
         return CellOutcome(error=error, traceback=self._traceback)
@@ -91,6 +95,14 @@ class WorkerShell:
             trace = trace.tb_next if trace is not None else None
         return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 
+    def _forget(self) -> None:
+        """Let go of the last error, whose frames would keep the user's objects alive."""
+        self.shell.last_execution_result = None
+        handler = self.shell.InteractiveTB
+        handler.etype = handler.evalue = handler.tb = None
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+
     def _show_traceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
         """Tell of an error that ends the cell at once: others may wait for this rank, and rendering takes its time.
 
@@ -98,8 +110,12 @@ class WorkerShell:
         """
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
         self._ends_cell = bool(kwargs.get("running_compiled_code") or kwargs.pop("exception_only", False))
-        if not self._ends_cell or (error is not None and not self._on_error(error)):
-            self._render_and_show(exc_tuple, *args, **kwargs)
+        if self._ends_cell and (error is None or self._on_error(error)):
+            return
+        if self._ends_cell and isinstance(error, _GROUP):  # IPython would print it, and hand over nothing
+            self._traceback = traceback.format_exception(type(error), error, error.__traceback__)
+            return
+        self._render_and_show(exc_tuple, *args, **kwargs)
 
     def _keep_traceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
         if self._ends_cell:
@@ -124,11 +140,15 @@ class WorkerShell:
 
 def _presentable(data: dict[str, Any]) -> dict[str, Any]:
     """A mime bundle in plain data, which any process can take."""
-    return {
+    plain = {
         str(kind): value if isinstance(value, str | bytes) else _plain(value)
         for kind, value in data.items()
         if kind != _WIDGET
     }
+    text = plain.get("text/plain")
+    if isinstance(text, str) and len(text) > _MOST_TEXT:
+        plain["text/plain"] = f"{text[:_MOST_TEXT]}... ({len(text) - _MOST_TEXT:,} more characters)"
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -25,9 +25,11 @@ from torch.distributed import distributed_c10d
 
 from nbsync.errors import CollectiveMismatch
 from nbsync.worker.places import users_line, walk_stack
+from nbsync.worker.report import barrier_name
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
+_UNNAMED = "wait_for_everyone"  # how `World` calls a barrier that the user has not named
 _BYTES = 512  # of what one rank tells the others when they differ
 _CPU = torch.device("cpu")
 
@@ -166,6 +168,8 @@ def _describe(method: str, args: Sequence[Any], options: Any) -> str:
     parts = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors]
     if hasattr(options, "reduceOp"):
         parts.append(next(name.lower() for name, kind in _REDUCTIONS.items() if options.reduceOp == kind))
+    if method == "barrier" and barrier_name() not in (None, _UNNAMED):
+        parts.append(repr(barrier_name()))
     if hasattr(options, "rootRank") and method != "barrier":
         parts.append(f"root {options.rootRank}")
     return "".join(f" {part}" for part in parts)

@@ -110,7 +110,6 @@ def test_row_07_abort(pair: Ranks, fault: str) -> None:
     pair.bring_back(1)
 
 
-@pytest.mark.xfail(strict=True, reason="row 07: the error does not repeat the last stderr lines")
 def test_row_07_last_stderr_lines_are_in_the_error(pair: Ranks) -> None:
     """The error repeats the last lines that the rank wrote to stderr: the output may be long gone."""
     error = pair.fail("if rank == 1:\n    inject.abort('row seven: assertion failed')", "WorkerDied")

@@ -75,7 +75,7 @@ def test_row_37_half_of_the_ranks_can_be_forked(fresh_notebook: Notebook) -> Non
     )
     fresh_notebook.run(cell).ok()
     error = fresh_notebook.run("%nbsync start -n 4", GUARD).failed()
-    assert "no process for rank 2, 3" in error.evalue
+    assert "no process for ranks 2-3" in error.evalue
     assert "ulimit" in error.evalue
     fresh_notebook.run("os.fork = fork\n%nbsync start -n 4", GUARD).ok()
     assert fresh_notebook.run(_WORKS).ok().texts == ["[0-3] 4.0"]

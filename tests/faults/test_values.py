@@ -133,7 +133,6 @@ def test_row_32_repr_hangs(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-@pytest.mark.xfail(strict=True, reason="row 32: a huge repr goes to the front end as it is")
 def test_row_32_repr_is_huge(pair: Ranks) -> None:
     """Of a huge repr a part is shown, and the kernel's memory stays what it was."""
     before = _resident(pair.notebook.pid)

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Holdings:
     """What the kernel holds: to be the same before and after a fault."""
 
     processes: int
-    descriptors: int
+    descriptors: Counter[str]
     listeners: int
     threads: int
     shared_memory: frozenset[str]
@@ -45,15 +46,17 @@ class Holdings:
         )
 
 
-def _descriptors(pid: int) -> int:
-    tcp = set()
-    for table in ("tcp", "tcp6"):
-        tcp |= {line.split()[9] for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]}
-    count = 0
+def _descriptors(pid: int) -> Counter[str]:
+    """What the process has open besides TCP sockets: how often each kind of thing."""
+    lines = Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
+    unix = {f"socket:[{line.split()[6]}]" for line in lines}
+    found: Counter[str] = Counter()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):
-            count += os.readlink(f"/proc/{pid}/fd/{fd}")[8:-1] not in tcp
-    return count
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if target in unix or not target.startswith("socket:"):
+                found[re.sub(r"\d+", "N", target)] += 1
+    return found
 
 
 class Ranks:
