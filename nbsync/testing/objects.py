@@ -36,7 +36,7 @@ class Unpicklable:
     """An object that holds what no process can give to another: a generator."""
 
     def __init__(self) -> None:
-        self.lines = (line for line in ())
+        self.lines = (line for line in [""])
 
 
 class Crashing:
