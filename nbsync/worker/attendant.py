@@ -30,6 +30,8 @@ RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is do
 STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
 CHECK_EVERY = 0.05  # seconds
+STILL = 0.3  # processors that a process uses at most while it only waits
+PATIENCE = 3.0  # seconds after which even a busy process is cut
 
 
 class Attendant:
@@ -51,6 +53,9 @@ class Attendant:
         self._interrupted: int | None = None
         self._interrupted_at = 0.0
         self._release_at = 0.0
+        self._cpu = (0.0, 0.0)  # a time, and the processor time used until then
+        self._enforced_run: int | None = None
+        self._enforced_since = 0.0
         self._idle = threading.Event()
         self._pid = os.getpid()
 
@@ -101,10 +106,12 @@ class Attendant:
             case Interrupt(run):
                 if self._interrupts.ask(run):
                     self._interrupted, self._interrupted_at = run, time.monotonic()
+                    self._cpu = (time.monotonic(), time.process_time())
             case Release(run):
                 if run > self._interrupts.over:  # it may not have begun yet
                     self.released = message
                     self._release_at = time.monotonic() + RELEASE_GRACE
+                    self._cpu = (time.monotonic(), time.process_time())
             case Peek(ticket, with_stack):
                 self._channel.send(self._where(ticket, with_stack))
             case request:
@@ -113,6 +120,8 @@ class Attendant:
     def _enforce(self) -> None:
         """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
+        if not self._is_enforcing or not self._is_still(now):
+            return
         if self.released is not None and run == self.released.run and now >= self._release_at:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:
@@ -125,6 +134,16 @@ class Attendant:
             in_c = not self._interrupts.was_noticed
             if in_c or collective_in(self._main_stack()) is not None:
                 self._groups.cut(with_store=in_c)
+
+    def _is_still(self, now: float) -> bool:
+        """Whether the process does nothing, and so moves no data: what moves ends by itself, and may not be cut.
+
+        Gloo can lose a transfer that is cut while its data flows: neither end would ever return.
+        """
+        (then, used), self._cpu = self._cpu, (now, time.process_time())
+        if self._enforced_run != self._interrupts.run:
+            self._enforced_run, self._enforced_since = self._interrupts.run, now
+        return self._cpu[1] - used < STILL * (now - then) or now - self._enforced_since > PATIENCE
 
     @property
     def _is_enforcing(self) -> bool:

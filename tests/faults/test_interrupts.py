@@ -34,6 +34,16 @@ def test_row_16_operation_is_named(pair: Ranks) -> None:
     assert "rank 0: interrupted in barrier at" in error.traceback
 
 
+def test_row_16_interrupt_while_data_flows(pair: Ranks) -> None:
+    """A transfer that is on its way is let through before the ranks come out, and the next collective works."""
+    cell = (
+        "big = torch.ones(30_000_000)\nwhile True:\n    dist.send(big, dst=1) if rank == 0 else dist.recv(big, src=0)"
+    )
+    for _ in range(3):
+        pair.interrupted(cell).failed("KeyboardInterrupt")
+        pair.assert_whole()
+
+
 _WAITS = {
     "sleep": "inject.sleep_forever()",
     "pipe": "inject.read_forever()",
