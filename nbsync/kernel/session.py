@@ -32,7 +32,7 @@ class Session:
     """One worker per rank, forked from this notebook, joined in one `torch.distributed` world.
 
     The workers start as copies of the notebook: every variable, import and function defined so far is there.
-    Use it as a context manager, or call `close`.
+    Use it as a context manager, or call `close`. While there is no other, it is the session that the magics use.
 
     Args:
         num_processes: how many ranks; None for one per GPU, or 2 on a machine without GPUs.
@@ -71,6 +71,8 @@ class Session:
             compare_collectives=compare_collectives,
         )
         self._begin(plan, None)
+        if not current.has_session():
+            current.set_session(self)
 
     @classmethod
     def from_plan(cls, plan: Plan, inherited: Call | None = None) -> Session:

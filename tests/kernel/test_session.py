@@ -186,7 +186,6 @@ def test_context_manager() -> None:
         lambda: session.push({"a": 1}),
         lambda: session.pull("a"),
         lambda: session.run_cell("1"),
-        nbsync.session,
     ):
         with pytest.raises(nbsync.NoSession, match="start"):
             use()

@@ -465,3 +465,12 @@ def test_terminal_ipython(tmp_path: Path) -> None:
     pids = [int(n) for n in re.findall(r"\d+", done.stdout.partition("pids")[2])]
     assert len(pids) == 2
     assert poll(lambda: not [pid for pid in pids if find_process(pid)], 1.0)
+
+
+def test_a_session_made_in_python_is_the_magics_own(live: Notebook) -> None:
+    """`nbsync.Session()` is what the magics use when there is no other; a second one stands beside it."""
+    live.run("%nbsync stop\nimport nbsync\nown = nbsync.Session(2)\nother = nbsync.Session(2)").ok()
+    assert live.run("nbsync.session() is own").ok().texts == ["True"]
+    live.run("%%distributed\nmark = 'here'").ok()
+    assert live.run("own.pull('mark')").ok().texts == ["['here', 'here']"]
+    live.run("other.close(); own.close()\n%nbsync start -n 2").ok()
