@@ -82,11 +82,11 @@ def test_last_expression(live: Notebook) -> None:
 def test_magics_inside(live: Notebook) -> None:
     """Line magics, shell escapes and cell magics work inside a distributed cell."""
     outcome = live.run("%%distributed\n%time y = 41 + rank\ny").ok()
-    assert outcome.stdout.count("Wall time") == 2
+    assert "Wall time" in outcome.stdout  # once or twice: equal times of the ranks are folded
     assert outcome.texts == ["[0] 41", "[1] 42"]
     assert live.run("%%distributed\n!echo shell").ok().stdout == "[0-1] shell\n"
     assert live.run("%%distributed\nout = !echo captured\nout[0]").ok().texts == ["[0-1] 'captured'"]
-    assert live.run("%%distributed\n%%time\nz = 1").ok().stdout.count("Wall time") == 2
+    assert "Wall time" in live.run("%%distributed\n%%time\nz = 1").ok().stdout
     assert live.run("%%distributed\nz").ok().texts == ["[0-1] 1"]
 
 
