@@ -174,6 +174,12 @@ class Dispatch:
         if process is not None:
             hub().send(process, message)
 
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to the process of `rank`."""
+        process = self._processes.get(rank)
+        if process is not None:
+            process.signal(number)
+
     def shown(self, rank: int, size: int) -> None:
         """So many bytes of the output of `rank` were taken in: more may come."""
         process = self._processes.get(rank)

@@ -52,6 +52,12 @@ def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     return dict(env or {})
 
 
+def check_timeout(timeout: float | None) -> None:
+    """Raises UsageError: it is neither None nor a positive number of seconds."""
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+
+
 def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: int = 0) -> WorkerSpec:
     """What worker `rank` is told. `life` counts how often the process group was made whole again."""
     size = plan.placement.world_size

@@ -6,6 +6,7 @@ This is the kernel's half of the abort ladder. The waiting thread decides and pr
 from __future__ import annotations
 
 import queue
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Traffic(Protocol):
     """What a conductor needs of the world (see `Dispatch`)."""
 
     def send(self, rank: int, message: Any) -> None: ...
+
+    def signal(self, rank: int, number: int) -> None: ...
 
     def shown(self, rank: int, size: int) -> None: ...
 
@@ -204,6 +207,9 @@ class Conductor:
         if self._run.interrupts >= 3:
             self._give_up("ignored every interrupt")
         self._order(Interrupt(self._run.number))
+        if self._run.interrupts > 1:  # past a helper thread that C code keeps from running
+            for rank in pending:
+                self._traffic.signal(rank, signal.SIGINT)
 
     def _keep_limit(self, now: float) -> None:
         """At the time limit, and again every second after it, interrupt what still runs."""

@@ -14,7 +14,7 @@ from nbsync.kernel.devices import check_start_method, count_gpus, place
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.glance import describe_stacks, describe_world
 from nbsync.kernel.mend import heal, refill
-from nbsync.kernel.plan import Plan, checked_env
+from nbsync.kernel.plan import Plan, check_timeout, checked_env
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, show_results, unpack_value
 from nbsync.kernel.run import Run
@@ -269,7 +269,7 @@ class Session:
         sink: Sink,
         note: str,
     ) -> Run:
-        _check_timeout(timeout)
+        check_timeout(timeout)
         chosen = self._choose(ranks)
 
         def notify(line: str) -> None:
@@ -313,16 +313,6 @@ class Session:
         if not isinstance(ranks, str):
             ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
         return parse_ranks(ranks, self.world_size)
-
-    def ranks_without(self, ranks: Ranks) -> tuple[int, ...]:
-        """All ranks but these."""
-        chosen = self._choose(ranks)
-        return tuple(rank for rank in range(self.world_size) if rank not in chosen)
-
-
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError
+from nbsync.kernel.ranks import parse_ranks
 from nbsync.notebook import arguments, outlet
 from nbsync.notebook.background import run_in_background
 
@@ -69,7 +70,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         code = self._code("main_process_first", line, cell)
         first = "local_main" if options.local else "main"
         session.run_cell(code, first, timeout=options.timeout, execution_count=self._count)
-        rest = session.ranks_without(first)
+        rest = [rank for rank in range(session.world_size) if rank not in parse_ranks(first, session.world_size)]
         if rest:
             session.run_cell(code, rest, timeout=options.timeout, execution_count=self._count)
 

@@ -120,6 +120,7 @@ class Attendant:
     def _enforce(self) -> None:
         """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
+        self._interrupts.ask_again()
         if not self._is_enforcing or not self._is_still(now):
             return
         if self.released is not None and run == self.released.run and now >= self._release_at:

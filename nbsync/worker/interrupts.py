@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from nbsync.worker.places import users_line, walk_stack
+
+FIRST_MOMENTS = 0.5  # seconds in which a run gets to the user's code
 
 
 class Interrupts:
@@ -20,8 +25,10 @@ class Interrupts:
         self.run: int | None = None
         self.over = 0  # the last run that was closed: orders for a later one may come before it is opened
         self.asked: int | None = None
+        self.too_early = False  # it came before the user's code ran, where IPython would swallow it
         self.was_noticed = False  # the handler ran since the last ask: the main thread is in Python
         self._shields = 0
+        self._opened = 0.0
         self._pending = False
         self._main = threading.main_thread().ident
 
@@ -37,6 +44,12 @@ class Interrupts:
             signal.pthread_kill(self._main, signal.SIGINT)
         return True
 
+    def ask_again(self) -> None:
+        """Interrupt once more what came too early. Called by the helper thread."""
+        if self.too_early and self.run is not None and self.run == self.asked:
+            self.too_early = False
+            self.ask(self.run)
+
     def was_asked(self, run: int) -> bool:
         """Whether `run` was interrupted."""
         return self.asked == run
@@ -44,7 +57,7 @@ class Interrupts:
     @contextmanager
     def open(self, run: int) -> Iterator[None]:
         """The lines inside may be interrupted."""
-        self.run, self._pending = run, False
+        self.run, self._pending, self._opened = run, False, time.monotonic()
         try:
             if self.asked == run:
                 raise KeyboardInterrupt
@@ -71,6 +84,9 @@ class Interrupts:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.was_noticed = True
         if self.run is None:
+            return
+        if time.monotonic() - self._opened < FIRST_MOMENTS and not users_line(walk_stack(frame)):
+            self.too_early = True
             return
         if self._shields:
             self._pending = True
