@@ -13,7 +13,7 @@ from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.printer import Label
 from nbsync.kernel.rendezvous import LOOPBACK
 from nbsync.kernel.session import Session
-from nbsync.kernel.sink import make_sink
+from nbsync.kernel.sink import make_sink, tell
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
 _STATIC_CONF = ("rank", "timeout")
@@ -117,8 +117,7 @@ def _attempt(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], ti
             if plan.restart_count >= plan.max_restarts:
                 raise
             plan = replace(plan, restart_count=plan.restart_count + 1)
-            line = f"nbsync: {error.summary}; restart {plan.restart_count} of {plan.max_restarts}\n"
-            make_sink().text("stderr", line)
+            tell(make_sink(), f"{error.summary}; restart {plan.restart_count} of {plan.max_restarts}")
 
 
 def _check_function(function: Any, args: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from nbsync.kernel.plan import Plan, check_timeout, checked_env
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, show_results, unpack_value
 from nbsync.kernel.run import Run
-from nbsync.kernel.sink import Sink, make_sink
+from nbsync.kernel.sink import Sink, make_sink, tell
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.verdict import judge
 from nbsync.protocol.messages import Pull, Push, Request, RunCall, RunCell, Where
@@ -84,7 +85,7 @@ class Session:
     def _begin(self, plan: Plan, inherited: Call | None) -> None:
         self._plan, self._inherited = plan, inherited
         if plan.placement.note:
-            make_sink().text("stderr", f"nbsync: {plan.placement.note}\n")
+            tell(make_sink(), plan.placement.note)
         self._fleet = self._start_fleet()
         current.add(self)
 
@@ -240,7 +241,7 @@ class Session:
         """
         if ranks is not None:
             sink = make_sink()
-            refill(self._fleet, self._choose(ranks), sink, lambda line: sink.text("stderr", f"nbsync: {line}\n"))
+            refill(self._fleet, self._choose(ranks), sink, partial(tell, sink))
             return
         self._fleet.close()
         self._fleet = self._start_fleet()
@@ -271,11 +272,7 @@ class Session:
     ) -> Run:
         check_timeout(timeout)
         chosen = self._choose(ranks)
-
-        def notify(line: str) -> None:
-            sink.text("stderr", f"nbsync: {line}\n")
-
-        fleet = self._fleet
+        notify, fleet = partial(tell, sink), self._fleet
         self._mend(fleet, sink, notify)
         run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
         with suppress(KeyboardInterrupt):  # what the run has to tell comes first

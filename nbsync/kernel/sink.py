@@ -49,6 +49,11 @@ class TextSink:
         pass
 
 
+def tell(sink: Sink, line: str) -> None:
+    """Tell the user something about the workers, in one line."""
+    sink.text("stderr", f"nbsync: {line}\n")
+
+
 _factory: Callable[[], Sink] = TextSink
 
 

@@ -67,7 +67,6 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
         others=others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
         original=original,
     )
-    error.__cause__ = None
     return error
 
 

@@ -105,14 +105,14 @@ class GroupKeeper:
         Args:
             life: how often the world was made whole again before: the other ranks wait in that life's namespace.
         """
-        if life:
-            self._life_store = self._new_store(life)
-            self._life_store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
-        bound = device if device.type == "cuda" and "nccl" in backend else None
         store = self._new_store(life)
+        if life:
+            store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
+            self._life_store = store
+        bound = device if device.type == "cuda" and "nccl" in backend else None
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._size, device_id=bound)
-        if self._life_store is not None:
-            self._settle(life, self._life_store)
+        if life:
+            self._settle(life, store)
             self._life_store = None
 
     def heal(self, life: int) -> list[tuple[int, ...]]:
