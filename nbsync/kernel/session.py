@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, StartError, UsageError, describe_ranks
+from nbsync.errors import UsageError
 from nbsync.kernel import current
+from nbsync.kernel.ask import Ranks, ask, ask_for_values, choose, raise_for
 from nbsync.kernel.devices import check_start_method, count_gpus, place
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.glance import describe_stacks, describe_world
-from nbsync.kernel.mend import heal, refill
-from nbsync.kernel.plan import Plan, check_timeout, checked_env
-from nbsync.kernel.ranks import parse_ranks
-from nbsync.kernel.results import add_hint, show_results, unpack_value
-from nbsync.kernel.run import Run
+from nbsync.kernel.mend import refill
+from nbsync.kernel.plan import Plan, checked_env
+from nbsync.kernel.results import show_results
 from nbsync.kernel.sink import Sink, make_sink, tell
 from nbsync.kernel.state import Phase, Snapshot
-from nbsync.kernel.verdict import judge
-from nbsync.protocol.messages import Pull, Push, Request, RunCall, RunCell, Where
+from nbsync.protocol.messages import Pull, Push, RunCall, RunCell, Where
 from nbsync.protocol.serial import pack
 from nbsync.protocol.spec import Call
-
-Ranks = str | int | Iterable[int]
 
 
 class Session:
@@ -156,9 +151,10 @@ class Session:
             KeyboardInterrupt: it was interrupted. In all cases the living ranks keep their state.
         """
         sink = sink or make_sink()
-        run = self._execute(lambda n: RunCell(n, code, execution_count), ranks, timeout, sink, "runs a cell")
+        fleet = self._fleet
+        run = ask(fleet, lambda n: RunCell(n, code, execution_count), ranks, sink, note="runs a cell", timeout=timeout)
         show_results(run, sink, self._plan)
-        self._raise_for(run)
+        raise_for(fleet, run)
 
     def call(
         self,
@@ -178,12 +174,13 @@ class Session:
             Others as `run_cell`.
         """
         call = pack((function, args, kwargs), self._fleet.common)
-        return self._values(lambda n: RunCall(n, call), ranks, timeout, f"runs {_name(function)}()")
+        note = f"runs {_name(function)}()"
+        return ask_for_values(self._fleet, lambda n: RunCall(n, call), ranks, note=note, timeout=timeout)
 
     def call_inherited(self, timeout: float | None = None) -> list[Any]:
         """Call the function that the workers inherited by the fork, on all ranks."""
         name = _name(self._inherited[0]) if self._inherited else "nothing"
-        return self._values(RunCall, "all", timeout, f"runs {name}()")
+        return ask_for_values(self._fleet, RunCall, "all", note=f"runs {name}()", timeout=timeout)
 
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
         """Set variables on `ranks`: `session.push({"lr": 0.1})`.
@@ -191,8 +188,9 @@ class Session:
         Raises:
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
-        packed = pack(dict(values), self._fleet.common)
-        self._raise_for(self._execute(lambda n: Push(n, packed), ranks, None, make_sink(), "receives variables"))
+        fleet = self._fleet
+        packed = pack(dict(values), fleet.common)
+        raise_for(fleet, ask(fleet, lambda n: Push(n, packed), ranks, make_sink(), note="receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
         """Fetch variables, or any expressions, from `ranks`.
@@ -205,7 +203,7 @@ class Session:
         """
         if not expressions:
             raise UsageError("pull needs at least one name, e.g. session.pull('loss')")
-        values = self._values(lambda n: Pull(n, expressions), ranks, None, "sends variables")
+        values = ask_for_values(self._fleet, lambda n: Pull(n, expressions), ranks, note="sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 
     def peek(self, ranks: Ranks = "all") -> dict[int, Where | None]:
@@ -214,7 +212,7 @@ class Session:
         Returns:
             By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
         """
-        chosen = self._choose(ranks)
+        chosen = choose(self._fleet, ranks)
         found = self._fleet.traffic.peek(chosen)
         return {rank: found.get(rank) for rank in chosen}
 
@@ -223,7 +221,7 @@ class Session:
 
         A rank that does not answer writes its stack to its stderr instead, which shows in the cell it runs.
         """
-        return describe_stacks(self._fleet, self._choose(ranks))
+        return describe_stacks(self._fleet, choose(self._fleet, ranks))
 
     def interrupt(self) -> tuple[int, ...]:
         """Interrupt what runs, from another thread. Returns the ranks that were busy."""
@@ -241,7 +239,7 @@ class Session:
         """
         if ranks is not None:
             sink = make_sink()
-            refill(self._fleet, self._choose(ranks), sink, partial(tell, sink))
+            refill(self._fleet, choose(self._fleet, ranks), sink, partial(tell, sink))
             return
         self._fleet.close()
         self._fleet = self._start_fleet()
@@ -259,57 +257,6 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # ---- one code path ----
-
-    def _execute(
-        self,
-        make_request: Callable[[int], Request],
-        ranks: Ranks,
-        timeout: float | None,
-        sink: Sink,
-        note: str,
-    ) -> Run:
-        check_timeout(timeout)
-        chosen = self._choose(ranks)
-        notify, fleet = partial(tell, sink), self._fleet
-        self._mend(fleet, sink, notify)
-        run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
-        with suppress(KeyboardInterrupt):  # what the run has to tell comes first
-            self._mend(fleet, sink, notify)
-        return run
-
-    def _mend(self, fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:
-        """Before and after each run: what does not succeed now is tried again before the next one."""
-        if not self._plan.init_group:
-            return
-        try:
-            if self._plan.refill and fleet.state.in_phase(Phase.DEAD):
-                fresh = refill(fleet, (), sink, notify)
-                notify(f"{describe_ranks(fresh)} came back as a fresh copy of the notebook")
-            heal(fleet, sink, notify)
-        except (RankBusy, StartError, NoSession) as error:
-            notify(f"the world could not be made whole: {error}")
-
-    def _values(
-        self, make_request: Callable[[int], Request], ranks: Ranks, timeout: float | None, note: str
-    ) -> list[Any]:
-        run = self._execute(make_request, ranks, timeout, make_sink(), note)
-        self._raise_for(run)
-        return [unpack_value(rank, run.done[rank], self._fleet.common) for rank in run.ranks]
-
-    def _raise_for(self, run: Run) -> None:
-        error = judge(run, self._fleet.common)
-        if error is not None:
-            add_hint(error)
-            raise error from None
-
-    def _choose(self, ranks: Ranks) -> tuple[int, ...]:
-        if not self.is_running:
-            raise NoSession("this session is closed: `%nbsync start` or nbsync.Session() starts workers")
-        if not isinstance(ranks, str):
-            ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
-        return parse_ranks(ranks, self.world_size)
 
 
 def _name(function: Callable[..., Any]) -> str:

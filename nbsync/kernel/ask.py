@@ -1,0 +1,102 @@
+"""Asks ranks to do something: the one way of all requests, of cells, calls, pushes and pulls alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from nbsync.errors import NoSession, RankBusy, StartError, describe_ranks
+from nbsync.kernel.fleet import Fleet
+from nbsync.kernel.mend import heal, refill
+from nbsync.kernel.plan import check_timeout
+from nbsync.kernel.ranks import parse_ranks
+from nbsync.kernel.results import add_hint, unpack_value
+from nbsync.kernel.run import Run
+from nbsync.kernel.sink import Sink, make_sink, tell
+from nbsync.kernel.state import Phase
+from nbsync.kernel.verdict import judge
+from nbsync.protocol.messages import Request
+
+Ranks = str | int | Iterable[int]
+
+
+def choose(fleet: Fleet, ranks: Ranks) -> tuple[int, ...]:
+    """The ranks of `fleet` that `ranks` names.
+
+    Raises:
+        NoSession: the workers have been ended.
+        UsageError: it names none of this world.
+    """
+    if not fleet.is_running:
+        raise NoSession("this session is closed: `%nbsync start` or nbsync.Session() starts workers")
+    if not isinstance(ranks, str):
+        ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
+    return parse_ranks(ranks, fleet.size)
+
+
+def ask(
+    fleet: Fleet,
+    make_request: Callable[[int], Request],
+    ranks: Ranks,
+    sink: Sink,
+    *,
+    note: str,
+    timeout: float | None = None,
+) -> Run:
+    """Send a request to `ranks`, show their output, and wait for their answers; the world is mended before and after.
+
+    Args:
+        make_request: gives the request its number.
+        note: what the ranks do meanwhile, for the status.
+        timeout: seconds after which they are interrupted.
+    """
+    check_timeout(timeout)
+    chosen = choose(fleet, ranks)
+    notify = partial(tell, sink)
+    _mend(fleet, sink, notify)
+    run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
+    with suppress(KeyboardInterrupt):  # what the run has to tell comes first
+        _mend(fleet, sink, notify)
+    return run
+
+
+def ask_for_values(
+    fleet: Fleet,
+    make_request: Callable[[int], Request],
+    ranks: Ranks,
+    *,
+    note: str,
+    timeout: float | None = None,
+) -> list[Any]:
+    """Ask, and return what the ranks answered with, one value each.
+
+    Raises:
+        WorkerError, WorkerDied, RunTimeout, KeyboardInterrupt: as `raise_for`.
+        TransferError: a value cannot be rebuilt here.
+    """
+    run = ask(fleet, make_request, ranks, make_sink(), note=note, timeout=timeout)
+    raise_for(fleet, run)
+    return [unpack_value(rank, run.done[rank], fleet.common) for rank in run.ranks]
+
+
+def raise_for(fleet: Fleet, run: Run) -> None:
+    """Raise what `run` came to, if it did not end well on all its ranks."""
+    error = judge(run, fleet.common)
+    if error is not None:
+        add_hint(error)
+        raise error from None
+
+
+def _mend(fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:
+    """Before and after each run: what does not succeed now is tried again before the next one."""
+    if not fleet.plan.init_group:
+        return
+    try:
+        if fleet.plan.refill and fleet.state.in_phase(Phase.DEAD):
+            fresh = refill(fleet, (), sink, notify)
+            notify(f"{describe_ranks(fresh)} came back as a fresh copy of the notebook")
+        heal(fleet, sink, notify)
+    except (RankBusy, StartError, NoSession) as error:
+        notify(f"the world could not be made whole: {error}")
