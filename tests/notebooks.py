@@ -391,9 +391,7 @@ class Notebook:
     def _assert_nothing_left(self, pids: set[int]) -> None:
         marked = [p for p in processes() if _carries(p.pid, self.mark)]
         assert not marked, f"left: {marked}"
-        # torch keeps its cache; multiprocessing's folders are left where a process is killed.
-        theirs = ("torchinductor_",) if self.is_usable else ("torchinductor_", "pymp-")
-        left = [name for name in os.listdir(self.tmp) if not name.startswith(theirs)]
+        left = [name for name in os.listdir(self.tmp) if not name.startswith("torchinductor_")]  # torch keeps its cache
         assert not left, f"left in TMPDIR: {left}"
         in_tmp = {name for name in set(os.listdir("/tmp")) - self._tmp_before if _is_ours(name, pids)}
         in_shm = {name for name in set(os.listdir("/dev/shm")) - self._shm_before if _is_ours(name, pids)}

@@ -7,16 +7,19 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from nbsync.errors import NoSession, StartError, describe_ranks
 from nbsync.kernel.devices import refuse_initialised_cuda
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
+from nbsync.kernel.guard import Guard
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.plan import Plan, make_spec
 from nbsync.kernel.printer import Printer
 from nbsync.kernel.rendezvous import Rendezvous
 from nbsync.kernel.run import Conductor, Run
+from nbsync.kernel.scratch import Scratch, sweep
 from nbsync.kernel.sigint import sigint_later, sigint_to
 from nbsync.kernel.sink import Sink
 from nbsync.kernel.state import Phase
@@ -49,6 +52,8 @@ class Fleet:
         self.life = 0
         self._engine, self._inherited = engine, inherited
         self._rendezvous: Rendezvous | None = None
+        self._scratch = Scratch()
+        self._guard: Guard | None = None
         self._closed = False
 
     @property
@@ -67,6 +72,7 @@ class Fleet:
         self._rendezvous = Rendezvous.bind(self.plan.host, self.plan.port)
         self.common = Common.of(vars(sys.modules["__main__"]))
         try:
+            self._take_precautions()
             self._bring_up(range(self.size))
         except BaseException:  # also an interrupt: all or nothing
             self.close()
@@ -95,20 +101,40 @@ class Fleet:
         self._closed = True
         self._end(self.traffic.processes())
         self.traffic.clear()
+        if self._guard is not None:
+            self._guard.dismiss()
+            self._guard = None
+        self._scratch.remove()
         if self._rendezvous is not None:
             self._rendezvous.close()
+
+    def _take_precautions(self) -> None:
+        """Have a guard over the workers and their folder, before there are any."""
+        try:
+            self._guard = Guard(self._scratch.path)
+        except OSError as error:
+            raise StartError(f"no process for the guard: {error.strerror}. Raise the limit (ulimit -u, -n)") from error
+        with suppress(OSError):  # a full disk: then there are no logs, and the workers use the common folder
+            self._scratch.make()
+            sweep()
+
+    def _watch(self) -> None:
+        if self._guard is not None:
+            self._guard.watch(process.pid for process in self.traffic.alive(self.traffic.processes()))
 
     def _bring_up(self, ranks: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the workers of `ranks` and wait until they are up."""
         assert self._rendezvous is not None
         refuse_initialised_cuda()
         seed = secrets.randbits(62) if self.plan.seed is None else self.plan.seed
-        specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life) for rank in ranks]
+        scratch = str(self._scratch.path) if self._scratch.is_made else ""
+        specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life, scratch) for rank in ranks]
         start = self.traffic.new_run(ranks)
         try:
             with sigint_later():  # no worker may be started and forgotten
                 for process in self._engine.start(specs, self._inherited, self.common):
                     self.traffic.add(process, start)
+                self._watch()
             self._rendezvous.serve(self.size)
             for rank in ranks:
                 self.traffic.send(rank, Begin())
@@ -156,7 +182,7 @@ class Fleet:
         deadline = time.monotonic() + KILL_LIMIT
         while alive(processes) and time.monotonic() < deadline:
             time.sleep(0.001)
-        self._engine.stopped(processes)
+        self._watch()
 
     # ---- runs ----
 
@@ -187,6 +213,8 @@ class Fleet:
                 conductor.conduct()
             finally:
                 self.traffic.close(run)
+                if run.exited:
+                    self._watch()
         return run
 
 

@@ -1,4 +1,4 @@
-"""The guard: a tiny process that ends the workers' process groups when the kernel is gone.
+"""The guard: a tiny process that ends the workers' process groups, and removes their folder, when the kernel is gone.
 
 The parent-death signal ends a worker, but not the processes that the worker started (DataLoader workers, shells).
 The guard holds no memory of the notebook: it is a shell that waits for the end of its input.
@@ -9,46 +9,52 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 
-_SCRIPT = 'while read -r groups; do last=$groups; done; [ -z "$last" ] || kill -s KILL -- $last 2>/dev/null'
+# A process may still make a file in the moment in which it is killed: so the folder is removed again if need be.
+_SCRIPT = """
+while read -r groups; do last=$groups; done
+[ -z "$last" ] || kill -s KILL -- $last 2>/dev/null
+rm -rf -- "$1" || { sleep 0.1; rm -rf -- "$1"; }
+"""
 
 
 class Guard:
-    """Watches over process groups until it is told of none any more."""
+    """Watches over process groups and a folder until it is dismissed.
 
-    def __init__(self) -> None:
-        self._shell: subprocess.Popen[bytes] | None = None
-        self._input = -1
+    Raises:
+        OSError: no process could be started.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        shell_end, self._input = os.pipe()
+        try:
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", _SCRIPT, "nbsync-guard", str(folder)],
+                stdin=shell_end,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(self._input)
+            raise
+        finally:
+            os.close(shell_end)
+        keep_in_kernel(self._input)
 
     def watch(self, groups: Iterable[int]) -> None:
         """From now on these, and only these, process groups end with the kernel."""
         line = " ".join(f"-{group}" for group in groups)
-        if not line:
-            self._dismiss()
-            return
-        if self._shell is None:
-            self._open()
         os.write(self._input, line.encode() + b"\n")
 
-    def _open(self) -> None:
-        shell_end, self._input = os.pipe()
-        self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT],
-            stdin=shell_end,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(shell_end)
-        keep_in_kernel(self._input)
+    def dismiss(self) -> None:
+        """Nothing is left to be watched.
 
-    def _dismiss(self) -> None:
-        """Killed before its input ends: the groups' numbers may belong to others by now."""
-        if self._shell is None:
-            return
+        Killed before its input ends: the groups' numbers may belong to others by now.
+        """
         self._shell.kill()
         self._shell.wait()
-        self._shell = None
         close_kernel_only(self._input)

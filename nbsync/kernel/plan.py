@@ -58,8 +58,13 @@ def check_timeout(timeout: float | None) -> None:
         raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
 
 
-def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: int = 0) -> WorkerSpec:
-    """What worker `rank` is told. `life` counts how often the process group was made whole again."""
+def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: int = 0, scratch: str = "") -> WorkerSpec:
+    """What worker `rank` is told.
+
+    Args:
+        life: how often the process group was made whole again.
+        scratch: the session's folder, "" when there is none.
+    """
     size = plan.placement.world_size
     environ = torchrun_environment(
         rank,
@@ -85,5 +90,6 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
         threads=threads,
         compare_collectives=plan.compare_collectives,
         life=life,
+        scratch=scratch,
         environ=environ | dict(plan.env),
     )

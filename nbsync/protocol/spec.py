@@ -20,6 +20,7 @@ class WorkerSpec:
 
     Attributes:
         host, port: where the ranks meet.
+        scratch: a folder that is removed with the session, or "".
         life: how often the process group was made whole again before this worker was started.
         environ: variables to set, among them the torchrun set (RANK, MASTER_PORT, ...).
         backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
@@ -40,4 +41,5 @@ class WorkerSpec:
     threads: int
     compare_collectives: bool = True
     life: int = 0
+    scratch: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)

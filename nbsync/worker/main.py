@@ -72,6 +72,8 @@ def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Comm
     try:
         process.detach_from_kernel(ends.kernel_pid)
         process.release_listeners()
+        if spec.scratch:
+            process.keep_sockets_in(spec.scratch)
         set_common(common)
         Worker(spec, ends, inherited).serve()
     except BaseException:  # only reached by a defect in nbsync itself: serve() exits by itself

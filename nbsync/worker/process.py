@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
@@ -41,6 +42,14 @@ def release_listeners() -> None:
         if fd > 2 and _is_listener(fd):
             os.dup2(null, fd)
     os.close(null)
+
+
+def keep_sockets_in(folder: str) -> None:
+    """Have multiprocessing make its sockets, which DataLoader workers need, in `folder`.
+
+    A process that is killed cannot remove its own folder, as multiprocessing would have it.
+    """
+    multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # children inherit it
 
 
 def _is_listener(fd: int) -> bool:

@@ -71,7 +71,3 @@ class Engine(Protocol):
             StartError: some could not be started; none is left running.
         """
         ...
-
-    def stopped(self, processes: Sequence[Process]) -> None:
-        """These workers have ended and were reaped."""
-        ...

@@ -13,7 +13,6 @@ from nbsync.errors import StartError, describe_ranks
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.forker import fork, run_in_forker
-from nbsync.kernel.guard import Guard
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
 from nbsync.worker import main as worker  # the one arrow across: the entry point of a worker
@@ -55,11 +54,7 @@ class _Wires:
 
 
 class LocalEngine:
-    """Forks workers. One engine serves one session."""
-
-    def __init__(self) -> None:
-        self._guard = Guard()
-        self._running: list[Process] = []
+    """Forks workers."""
 
     def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
         """Fork one worker for each spec, all or none. See `Engine.start`."""
@@ -68,7 +63,6 @@ class LocalEngine:
         try:
             wires.extend(_Wires.make() for _ in specs)
             run_in_forker(lambda: self._fork_all(specs, wires, inherited, common, started))
-            self._guard.watch(process.pid for process in [*self._running, *started])
         except OSError as error:
             self._undo(wires, started)
             missing = describe_ranks([spec.rank for spec in specs[len(started) :]] or [specs[-1].rank])
@@ -78,7 +72,6 @@ class LocalEngine:
             ) from error
         for wire in wires:
             wire.close_worker_ends()
-        self._running += started
         return started
 
     def _undo(self, wires: Sequence[_Wires], started: Sequence[Process]) -> None:
@@ -89,10 +82,6 @@ class LocalEngine:
         for wire in wires:
             wire.close_kernel_ends()
             wire.close_worker_ends()
-
-    def stopped(self, processes: Sequence[Process]) -> None:
-        self._running = [process for process in self._running if process not in processes]
-        self._guard.watch(process.pid for process in self._running)
 
     def _fork_all(
         self,

@@ -1,0 +1,91 @@
+"""A session's private folder: logs of floods, and what the workers' DataLoaders leave behind.
+
+It goes with the session. When the kernel is killed the guard removes it; what even that misses, since the whole machine
+went down, goes at the first start of a later kernel.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "nbsync-"
+_SETTLED = 60.0  # seconds after which a folder without a lock is nobody's: its owner locks it right after making it
+
+
+class Scratch:
+    """The folder's name from the beginning, the folder itself once it is made.
+
+    Its owner holds a lock on it, which ends with the process: that tells a folder in use from one left behind.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(4)}")
+        self._lock = -1
+
+    def make(self) -> None:
+        """Make the folder, for this user alone.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        os.mkdir(self.path)
+        os.chmod(self.path, 0o700)  # whatever the umask
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        keep_in_kernel(self._lock)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the folder is there."""
+        return self._lock >= 0
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it. Idempotent."""
+        if self.is_made:
+            _remove(self.path)
+            close_kernel_only(self._lock)
+            self._lock = -1
+
+
+@cache
+def sweep() -> None:
+    """Remove the folders of kernels that are gone, and that nobody else has removed: once in this process."""
+    with os.scandir(tempfile.gettempdir()) as entries:
+        mine = [entry.path for entry in entries if entry.name.startswith(_PREFIX) and _is_settled(entry)]
+    for path in mine:
+        with suppress(OSError):  # gone meanwhile, or no folder of ours
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(Path(path))
+            finally:
+                os.close(fd)
+
+
+def _is_settled(entry: os.DirEntry[str]) -> bool:
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:  # gone meanwhile
+        return False
+    # The clock of the file system, which is the only one there is for a file's age.
+    return found.st_uid == os.getuid() and time.time() - found.st_mtime > _SETTLED
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        _log.warning("%s could not be removed: %s", path, error)
