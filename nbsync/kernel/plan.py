@@ -83,6 +83,7 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
         rank=rank,
         host=rendezvous.host,
         port=rendezvous.port,
+        secret=rendezvous.secret,
         world_size=size,
         backend=plan.placement.backend,
         init_group=plan.init_group,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,10 +20,14 @@ class Rendezvous:
     """A store that the kernel hosts, in two steps: its port is bound before the workers are forked, served after.
 
     A fork while the store's thread is at work could copy a lock that this thread holds, and hang the new worker.
+
+    Attributes:
+        secret: what all keys of its ranks begin with, so that no other process meets them by mistake.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.host, self.port = sock.getsockname()[:2]
+        self.secret = secrets.token_hex(16)
         self._socket: socket.socket | None = sock
         self._store: TCPStore | None = None
 

@@ -21,6 +21,7 @@ class WorkerSpec:
     Attributes:
         host, port: where the ranks meet.
         scratch: a folder that is removed with the session, or "".
+        secret: what the names of all their keys there begin with.
         life: how often the process group was made whole again before this worker was started.
         environ: variables to set, among them the torchrun set (RANK, MASTER_PORT, ...).
         backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
@@ -35,6 +36,7 @@ class WorkerSpec:
     world_size: int
     host: str
     port: int
+    secret: str = field(repr=False)
     backend: str
     init_group: bool
     seed: int

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from nbsync.errors import NbsyncError
+from nbsync.worker.meeting import MeetingPoint
 from nbsync.worker.sockets import Socket, connected_sockets, open_sockets, shut_down
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
@@ -39,10 +40,9 @@ class GroupKeeper:
         was_cut: a collective was freed by force: the groups need healing before they are used again.
     """
 
-    def __init__(self, host: str, port: int, rank: int, size: int) -> None:
+    def __init__(self, meeting: MeetingPoint, rank: int, size: int) -> None:
         self.was_cut = False
-        # Not read from the environment later: user code may set MASTER_PORT, as many scripts do.
-        self._host, self._port, self._rank, self._size = host, port, rank, size
+        self._meeting, self._rank, self._size = meeting, rank, size
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
         self._spare_type = _FIRST_SPARE_TYPE
@@ -54,6 +54,7 @@ class GroupKeeper:
 
     def install(self) -> None:
         """Record the sockets of each gloo backend made from now on, also by user code."""
+        self._meeting.install()
         keeper = self
         original = c10d.ProcessGroupGloo
 
@@ -95,7 +96,7 @@ class GroupKeeper:
             if with_store:
                 self._connection = None
                 _log_of_torch(_ERRORS_ONLY)  # it would print its own stack trace of what is done on purpose here
-                doomed |= connected_sockets(peer_port=self._port)
+                doomed |= connected_sockets(peer_port=self._meeting.port)
             for sock in doomed:
                 shut_down(sock)
 
@@ -186,7 +187,7 @@ class GroupKeeper:
     def _connect(self) -> Store:
         """The connection to the kernel's store, made anew if it was cut."""
         if self._connection is None:
-            self._connection = TCPStore(self._host, self._port, self._size, is_master=False)
+            self._connection = self._meeting.connect()
         return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:

@@ -43,6 +43,7 @@ from nbsync.worker.failure import describe, follows_from_others
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.meeting import MeetingPoint
 from nbsync.worker.places import end_at_users_line
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
@@ -95,7 +96,8 @@ class Worker:
         faulthandler.enable(self.streams.err, all_threads=False)
         faulthandler.register(STACK_SIGNAL, self.streams.err, all_threads=False)
         os.environ.update(spec.environ)
-        self.groups = GroupKeeper(spec.host, spec.port, spec.rank, spec.world_size)
+        meeting = MeetingPoint(spec.host, spec.port, spec.world_size, spec.secret)
+        self.groups = GroupKeeper(meeting, spec.rank, spec.world_size)
         self.watch = CollectiveWatch(compare=spec.compare_collectives)
         self.channel = Channel(ends.channel)
         self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch)

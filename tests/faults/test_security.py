@@ -8,13 +8,15 @@ import re
 import secrets
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from worlds import GUARD, Ranks
 
-from notebooks import family, listeners, listening
+from notebooks import Notebook, family, listeners, listening
 
 _LOOPBACK = ("0100007F", "00000000000000000000000001000000")
 
@@ -78,7 +80,6 @@ def test_row_45_nothing_of_ours_is_readable(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-@pytest.mark.xfail(strict=True, reason="row 46: the keys in the store have no random prefix")
 def test_row_46_store_has_a_prefix_that_nobody_guesses(pair: Ranks) -> None:
     """The keys in the store have other names in every session."""
     keys = "dist.distributed_c10d._get_default_store()._underlying_non_prefix_store.list_keys()"
@@ -88,6 +89,57 @@ def test_row_46_store_has_a_prefix_that_nobody_guesses(pair: Ranks) -> None:
     names = [set(re.findall(r"'([^']+)'", texts[0])) for texts in (before, after)]
     assert all(names), names
     assert not names[0] & names[1]
+
+
+_STRAY = """
+import sys
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+print("connected", flush=True)
+while True:
+    for key in sys.argv[2:]:
+        store.set(key, "written by a stray process")
+"""
+
+
+def test_row_46_stray_process_writes_the_keys_of_torch(pair: Ranks) -> None:
+    """Another process of the user that writes every key it can know of, also of lives to come, disturbs nothing."""
+    store = "dist.distributed_c10d._get_default_store()._underlying_non_prefix_store"
+    pair.run("world.wait_for_everyone()").ok()
+    (shown,) = pair.notebook.run(f"%%on_rank 0\nsorted({store}.list_keys()), {store}.port").ok().texts
+    known = {key[key.index("nbsync/") :] for key in re.findall(r"'([^']+)'", shown)}
+    known |= {key.replace("life-0/0//", f"life-{life}/0/") for key in known for life in (1, 2, 3)}
+    assert "nbsync/life-1/0/nbsync/barrier" in known, known
+    port = re.findall(r"\d+", shown)[-1]
+    with _running([sys.executable, "-c", _STRAY, port, *known]) as stray:
+        assert stray.stdout is not None
+        stray.stdout.readline()
+        for number in range(3):
+            pair.fail(f"if rank == {number % 2}:\n    inject.raise_error('row 46')\ndist.barrier()", "ValueError")
+            pair.run("world.wait_for_everyone(); group = dist.new_group([0, 1]); dist.barrier(group=group)").ok()
+            pair.assert_whole()
+        assert stray.poll() is None
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_row_46_group_made_by_user_code(notebook: Notebook) -> None:
+    """A launched function that calls `dist.init_process_group()` meets the others under the prefix too."""
+    cell = (
+        "import torch.distributed as dist\nfrom nbsync import notebook_launcher\n"
+        "def function():\n    dist.init_process_group()\n    dist.barrier()\n"
+        "    return dist.distributed_c10d._get_default_store()._underlying_non_prefix_store.list_keys()\n"
+        "keys = notebook_launcher(function, num_processes=2)\n"
+        "len({key.split('/')[0] for rank in keys for key in rank}), len(keys[0][0].split('/')[0]) * 4"
+    )
+    assert notebook.run(cell, GUARD).ok().texts == ["(1, 128)"]
 
 
 def test_row_47_all_listeners_are_on_loopback(pair: Ranks) -> None:

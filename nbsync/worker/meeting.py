@@ -1,0 +1,45 @@
+"""Where the ranks meet: the kernel's store, under a prefix that only this session's ranks are told.
+
+The store listens on loopback and cannot tell who speaks. A random prefix of 128 bits keeps what other processes write
+there, by mistake or by guessing torch's own keys, away from the ranks. It is no lock: a process that speaks the store's
+protocol can ask it for the keys it holds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+
+class MeetingPoint:
+    """The way to the kernel's store.
+
+    Args:
+        host, port: its address. Not read from the environment later: user code may set MASTER_PORT.
+        size: the number of ranks.
+        secret: the prefix of all keys of this session.
+    """
+
+    def __init__(self, host: str, port: int, size: int, secret: str) -> None:
+        self.host, self.port, self._size, self._secret = host, port, size, secret
+
+    def connect(self) -> Store:
+        """A new connection."""
+        return self._hidden(TCPStore(self.host, self.port, self._size, is_master=False))
+
+    def install(self) -> None:
+        """Give the prefix also to groups that user code makes: `dist.init_process_group()`, Accelerate, Lightning."""
+        module: Any = import_module("torch.distributed.rendezvous")  # the name in the package is a function's
+        original = module._create_c10d_store
+
+        def create(hostname: str, port: int, *args: Any, **kwargs: Any) -> Store:
+            store: Store = original(hostname, port, *args, **kwargs)
+            is_ours = (hostname, port) == (self.host, self.port) and module._torchelastic_use_agent_store()
+            return self._hidden(store) if is_ours else store
+
+        module._create_c10d_store = create
+
+    def _hidden(self, store: Store) -> Store:
+        return PrefixStore(self._secret, store)
