@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-import pytest
 from worlds import GUARD, Ranks
 
 from notebooks import Notebook, family, listeners, listening

@@ -55,7 +55,7 @@ def _descriptors(pid: int) -> Counter[str]:
         with suppress(OSError):
             target = os.readlink(f"/proc/{pid}/fd/{fd}")
             if target in unix or not target.startswith("socket:"):
-                found[re.sub(r"\d+", "N", target)] += 1
+                found[re.sub(r"nbsync-\w+|\d+", "N", target)] += 1
     return found
 
 
