@@ -74,8 +74,8 @@ def test_worker_never_imports_the_kernel_side(path: Path) -> None:
 
 @pytest.mark.parametrize("path", **_ids(_under("kernel/")))
 def test_kernel_imports_the_worker_only_by_its_entry_point(path: Path) -> None:
-    """One arrow goes across: the local engine names the worker's main module."""
-    allowed = {"nbsync.worker.main"} if _place(path) == "kernel/engines/local.py" else set()
+    """One arrow goes across: the engine that forks names the worker's main module."""
+    allowed = {"nbsync.worker.main"} if _place(path) == "kernel/engines/forked.py" else set()
     crossing = {m for m, _ in _imports(path) if _within(m, "nbsync.worker", "nbsync.notebook")}
     assert crossing <= allowed
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nbsync.errors import NoSession
+from nbsync.protocol.side import is_worker
 
 if TYPE_CHECKING:
     from nbsync.kernel.session import Session
@@ -57,8 +58,8 @@ def remove(session: Session) -> None:
 
 
 def in_worker() -> bool:
-    """Whether this process is a rank, a copy of the kernel that has no sessions."""
-    return _in_worker
+    """Whether this process is a rank, which has no sessions."""
+    return _in_worker or is_worker()
 
 
 def _close_all() -> None:

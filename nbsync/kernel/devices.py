@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nbsync.errors import StartError, UsageError
+from nbsync.errors import UsageError
 
 DEFAULT_CPU_RANKS = 2
 GLOO = "gloo"
@@ -89,32 +89,3 @@ def threads_per_rank(world_size: int, env: Mapping[str, str]) -> int:
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
     return max(1, len(os.sched_getaffinity(0)) // world_size)
-
-
-def check_start_method(start_method: str) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        UsageError: an unknown start method, or one that is not there yet.
-        StartError: the kernel has initialised CUDA, which does not survive a fork.
-    """
-    if start_method in ("forkserver", "spawn"):
-        raise UsageError(f"start_method={start_method!r} is not available yet: use 'auto' or 'fork'")
-    if start_method not in ("auto", "fork"):
-        raise UsageError(f"start_method must be 'auto' or 'fork', got {start_method!r}")
-    refuse_initialised_cuda()
-
-
-def refuse_initialised_cuda() -> None:
-    """A forked process cannot use CUDA that was initialised before.
-
-    Raises:
-        StartError: it is initialised in this process.
-    """
-    import torch
-
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        raise StartError(
-            "CUDA is already initialised in this kernel, and a forked process cannot use it then. Restart the "
-            "kernel, and touch the GPU only in distributed cells or inside the launched function"
-        )

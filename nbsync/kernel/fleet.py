@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from nbsync.errors import NoSession, StartError, describe_ranks
-from nbsync.kernel.devices import refuse_initialised_cuda
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
@@ -125,12 +124,12 @@ class Fleet:
     def _bring_up(self, ranks: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the workers of `ranks` and wait until they are up."""
         assert self._rendezvous is not None
-        refuse_initialised_cuda()
         seed = secrets.randbits(62) if self.plan.seed is None else self.plan.seed
         scratch = str(self._scratch.path) if self._scratch.is_made else ""
         specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life, scratch) for rank in ranks]
         start = self.traffic.new_run(ranks)
         try:
+            self._engine.prepare(specs, self._inherited, self.common)
             with sigint_later():  # no worker may be started and forgotten
                 for process in self._engine.start(specs, self._inherited, self.common):
                     self.traffic.add(process, start)

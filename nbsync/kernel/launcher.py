@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from nbsync.errors import UsageError, WorkerError
-from nbsync.kernel.devices import check_start_method, count_gpus, place
+from nbsync.kernel.devices import count_gpus, place
+from nbsync.kernel.methods import check_start_method
 from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.printer import Label
 from nbsync.kernel.rendezvous import LOOPBACK
@@ -74,7 +75,7 @@ def notebook_launcher(
         log_line_prefix_template: what stands before each line, e.g. "[${role_name}${local_rank}]: ", in place of
             "[0] "; lines of several ranks are then not folded. Names: role_name, rank, local_rank.
         backend: of the process group; None for gloo on CPU, gloo with NCCL where each rank has a GPU.
-        start_method: "auto" or "fork".
+        start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         timeout: seconds for the whole call; None for no limit.
         env: variables to set in the workers, over everything else.
 
@@ -95,6 +96,7 @@ def notebook_launcher(
     host, port = _endpoint(rdzv_endpoint, master_addr, use_port)
     plan = Plan(
         place(num_processes, backend, count_gpus()),
+        start_method=start_method,
         init_group=False,
         env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | checked_env(env),
         host=host,

@@ -17,6 +17,7 @@ class Plan:
     """How to start the workers.
 
     Attributes:
+        start_method: "auto", "fork", "forkserver" or "spawn".
         init_group: whether workers create the process group at start.
         compare_collectives: let ranks compare what they are about to do before each blocking collective.
         refill: bring a rank back at once when its process has ended.
@@ -26,6 +27,7 @@ class Plan:
     """
 
     placement: Placement
+    start_method: str = "auto"
     init_group: bool = True
     compare_collectives: bool = True
     refill: bool = False

@@ -11,10 +11,11 @@ from typing import Any
 from nbsync.errors import UsageError
 from nbsync.kernel import current
 from nbsync.kernel.ask import Ranks, ask, ask_for_values, choose, raise_for
-from nbsync.kernel.devices import check_start_method, count_gpus, place
+from nbsync.kernel.devices import count_gpus, place
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.glance import describe_stacks, describe_world
 from nbsync.kernel.mend import refill
+from nbsync.kernel.methods import check_start_method
 from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.results import show_results
 from nbsync.kernel.sink import Sink, make_sink, tell
@@ -33,7 +34,7 @@ class Session:
     Args:
         num_processes: how many ranks; None for one per GPU, or 2 on a machine without GPUs.
         backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
-        start_method: "auto" or "fork".
+        start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         env: variables to set in the workers, over everything that nbsync sets.
         refill: bring a rank whose process has ended back at the end of the cell, or before the next one, as a fresh
             copy of the notebook.
@@ -61,6 +62,7 @@ class Session:
         placement = place(num_processes, backend, count_gpus())
         plan = Plan(
             placement,
+            start_method=start_method,
             env=checked_env(env),
             seed=seed,
             refill=refill,
@@ -87,7 +89,7 @@ class Session:
     def _start_fleet(self) -> Fleet:
         from nbsync.kernel.engines.local import LocalEngine  # imports torch
 
-        fleet = Fleet(self._plan, LocalEngine(), self._inherited)
+        fleet = Fleet(self._plan, LocalEngine(self._plan.start_method), self._inherited)
         fleet.start()
         return fleet
 

@@ -102,7 +102,7 @@ def nbsync() -> Parser:
     start.add_argument("-n", type=int, metavar="N", help="number of ranks; default: one per GPU, or 2")
     start.add_argument("--backend", metavar="NAME", help="gloo | nccl | cpu:gloo,cuda:nccl")
     start.add_argument("--seed", type=int, metavar="SEED", help="make the ranks' random states reproducible")
-    start.add_argument("--start-method", default="auto", metavar="METHOD", help="auto | fork")
+    start.add_argument("--start-method", default="auto", metavar="METHOD", help="auto | fork | forkserver | spawn")
     start.add_argument("--refill", action="store_true", help="bring a rank back when its process has ended")
     start.add_argument("--no-compare", action="store_true", help="do not compare collectives between ranks")
     start.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable for the workers")

@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -51,6 +51,12 @@ class Common:
         """What is the same object in both."""
         return Common({name: value for name, value in self.objects.items() if other.objects.get(name) is value})
 
+    def forget(self, names: Iterable[str]) -> None:
+        """The other side does not have these after all."""
+        for name in names:
+            value = self.objects.pop(name, None)
+            self._names.pop(id(value), None)
+
     def name_of(self, value: Any) -> str | None:
         """The name under which the other side finds this very object, if it does."""
         return self._names.get(id(value))
@@ -79,7 +85,7 @@ def pack(value: Any, common: Common | None = None) -> Payload:
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     try:
-        _Pickler(file, common or _common, buffers.append).dump(value)
+        Pickler(file, common or _common, buffers.append).dump(value)
     except Exception as error:  # a user's __reduce__ may raise anything
         path, culprit = _find_culprit(value)
         raise TransferError(
@@ -122,7 +128,15 @@ class Parts:
         return error
 
 
-class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
+class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
+    """dill, with tensors beside the pickle, and by name what both sides have.
+
+    Args:
+        file: where the pickle goes.
+        common: what both sides know by name.
+        keep: takes each large buffer.
+    """
+
     def __init__(self, file: io.BytesIO, common: Common, keep: Callable[[pickle.PickleBuffer], None]) -> None:
         super().__init__(file, protocol=5, buffer_callback=keep, recurse=False)
         self._known = common
@@ -131,6 +145,12 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         name = self._known.name_of(obj)
         if name is not None:
             return _find_common, (name,)
+        if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
+            return import_module, (obj.__name__,)  # dill would send the state of a user's module along
+        if isinstance(obj, type | types.FunctionType) and _is_importable(obj):
+            return obj.__qualname__  # dill looks into the parent module for it, where torch.optim deletes its own
+        if type(obj) is dict and obj is vars(sys.modules["__main__"]):
+            return _main_namespace, ()
         torch: Any = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
@@ -140,6 +160,19 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
                 return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
         return NotImplemented
+
+
+def _is_importable(thing: Any) -> bool:
+    """Whether any process finds this very class or function in its module."""
+    found: Any = sys.modules.get(thing.__module__) if thing.__module__ != "__main__" else None
+    for name in thing.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is thing
+
+
+def _main_namespace() -> dict[str, Any]:
+    """What functions of the notebook see as their globals, on either side."""
+    return vars(sys.modules["__main__"])
 
 
 def _storage_buffer(torch: Any, storage: Any) -> list[pickle.PickleBuffer]:
@@ -183,7 +216,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _packs(value: Any) -> bool:
     try:
-        _Pickler(io.BytesIO(), _common, _ignore).dump(value)
+        Pickler(io.BytesIO(), _common, _ignore).dump(value)
     except Exception:  # the question is only whether it can be done
         return False
     return True

@@ -37,6 +37,7 @@ from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
 from nbsync.worker.accelerate import see_cpu_worlds
+from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.bars import use_text_bars
 from nbsync.worker.failure import describe, follows_from_others
@@ -78,6 +79,25 @@ def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Comm
         set_common(common)
         Worker(spec, ends, inherited).serve()
     except BaseException:  # only reached by a defect in nbsync itself: serve() exits by itself
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(70)
+
+
+def work_fresh(index: int, ends: Endpoints, arrive: Callable[[], Arrived]) -> NoReturn:
+    """As `work`, in a process that is no copy of the notebook: it unpacks what was sent. `index` is into the specs."""
+    try:
+        process.detach_from_kernel(ends.kernel_pid)
+        os.dup2(ends.stdout, 1)
+        os.dup2(ends.stderr, 2)
+        arrived = arrive()
+        set_common(arrived.common)
+        own = Worker(arrived.specs[index], ends, arrived.inherited)
+        for line in arrived.complaints:
+            print(f"nbsync: {line}", file=sys.stderr)
+        own.serve()
+    except BaseException:  # e.g. no more threads or descriptors; the kernel shows what is written here
         traceback.print_exc()
         sys.stderr.flush()
     finally:
@@ -212,6 +232,7 @@ class Worker:
         return self.shell.render(error, skip)
 
     def _on_error(self, error: BaseException, run: int | None = None) -> bool:
+        explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
         follows = follows_from_others(error, released=self._was_released(run))
         if isinstance(error, NbsyncError):  # its message says all; the frames under the user's line are ours

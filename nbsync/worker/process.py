@@ -18,16 +18,23 @@ def detach_from_kernel(kernel_pid: int) -> None:
 
     Jupyter's interrupt is a SIGINT to the kernel's whole group, also when it is idle: a worker must not be in it.
     """
-    os.setpgid(0, 0)
+    if os.getpgrp() != os.getpid():  # else it leads a session of its own
+        os.setpgid(0, 0)
+    die_with(kernel_pid)
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("500")  # for want of memory a rank goes before the notebook does
-    if os.getppid() != kernel_pid:  # it died before the signal was set
-        os._exit(1)
     signal.set_wakeup_fd(-1)  # the kernel's event loop must not be woken by a worker's signals
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+
+
+def die_with(parent_pid: int) -> None:
+    """End when the parent does, or now if it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the signal was set
+        os._exit(1)
 
 
 def release_listeners() -> None:

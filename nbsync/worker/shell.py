@@ -18,6 +18,7 @@ from IPython.core.display_trap import DisplayTrap
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from nbsync.protocol.messages import ClearOutput, Display
 
@@ -214,12 +215,18 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]  # traitlets
         self._clear_output(wait)
 
 
+def make_shell(main: Any) -> InteractiveShell:
+    """A shell on the module `main`, for a process that has none. It keeps no history."""
+    config = Config()
+    config.HistoryManager.enabled = False  # it would open the user's history file
+    return InteractiveShell.instance(user_module=main, user_ns=vars(main), config=config)
+
+
 def _inherited_shell() -> InteractiveShell:
     """The notebook's shell; in a plain script, a new one on its main module."""
     if InteractiveShell.initialized():
         return InteractiveShell.instance()
-    main = sys.modules["__main__"]
-    return InteractiveShell.instance(user_module=main, user_ns=vars(main))
+    return make_shell(sys.modules["__main__"])
 
 
 def _cut_line_to_front_end(shell: Any) -> None:

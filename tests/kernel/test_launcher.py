@@ -146,7 +146,6 @@ def test_notebook_definitions(notebook: Notebook) -> None:
         ({"log_line_prefix_template": 5}, nbsync.UsageError, "log_line_prefix_template"),
         ({"backend": "nonsense"}, nbsync.UsageError, "nonsense"),
         ({"start_method": "thread"}, nbsync.UsageError, "fork"),
-        ({"start_method": "spawn"}, nbsync.UsageError, "not available"),
         ({"timeout": 0}, nbsync.UsageError, "timeout"),
         ({"timeout": -3}, nbsync.UsageError, "timeout"),
         ({"env": {"NUMBER": 5}}, nbsync.UsageError, "NUMBER"),

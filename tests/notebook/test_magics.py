@@ -317,7 +317,7 @@ def test_start_options(notebook: Notebook) -> None:
     cell = "%%distributed\nimport os\nos.environ['FLAVOUR'], os.environ['EMPTY'], dist.get_backend(), world_size"
     assert notebook.run(cell).ok().texts == ["[0] ('sweet', '', 'gloo', 1)"]
     notebook.run("%nbsync stop").ok()
-    for bad in ("-n 0", "-n -2", "--env FLAVOUR", "--start-method spawn", "--start-method thread"):
+    for bad in ("-n 0", "-n -2", "--env FLAVOUR", "--start-method thread"):
         notebook.run(f"%nbsync start {bad}").failed("UsageError")
     assert "no workers" in notebook.run("%nbsync").ok().stdout
 

@@ -60,12 +60,21 @@ class Process:
 class Engine(Protocol):
     """Starts workers: all of them or none."""
 
-    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
-        """Start one worker for each spec.
+    def prepare(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> None:
+        """Do beforehand what may take long, and may be interrupted.
 
         Args:
             inherited: a function that the workers carry along.
-            common: what the notebook and its workers have in common.
+            common: what the notebook and its workers have in common; what cannot go along is taken out.
+
+        Raises:
+            StartError: with what there is now, workers cannot be started.
+            TransferError: the function cannot be sent.
+        """
+        ...
+
+    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
+        """Start one worker for each spec; the arguments are those of `prepare`.
 
         Raises:
             StartError: some could not be started; none is left running.

@@ -1,80 +1,90 @@
-"""Workers on this machine, forked from the notebook: every variable, import and dataset is there, nothing pickled."""
+"""Workers on this machine: forked from the notebook, by a fork server, or as new interpreters."""
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
-from nbsync.errors import StartError, describe_ranks
-from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
+from nbsync.errors import StartError
 from nbsync.kernel.engines.base import Process
-from nbsync.kernel.forker import fork, run_in_forker
+from nbsync.kernel.engines.forked import fork_all
+from nbsync.kernel.engines.fresh import spawn_all
+from nbsync.kernel.engines.served import serve_all
+from nbsync.kernel.engines.wires import Wires, refused
+from nbsync.kernel.forker import run_in_forker
+from nbsync.kernel.luggage import pack_notebook
+from nbsync.kernel.methods import choose_method
+from nbsync.kernel.sink import make_sink, tell
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
-from nbsync.worker import main as worker  # the one arrow across: the entry point of a worker
-
-
-@dataclass
-class _Wires:
-    """Both ends of one worker's connections. The worker's ends are closed in the kernel after the fork."""
-
-    kernel_socket: socket.socket
-    worker_socket: socket.socket
-    stdout: tuple[int, int]
-    stderr: tuple[int, int]
-
-    @classmethod
-    def make(cls) -> _Wires:
-        ours, theirs = socket.socketpair()
-        wires = cls(ours, theirs, os.pipe(), os.pipe())
-        keep_in_kernel(ours.fileno(), wires.stdout[0], wires.stderr[0])
-        return wires
-
-    def process(self, rank: int, pid: int) -> Process:
-        """The kernel's side of a worker that was just forked."""
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        return Process(rank, pid, self.kernel_socket, self.stdout[0], self.stderr[0], pidfd)
-
-    def close_kernel_ends(self) -> None:
-        close_kernel_only(self.kernel_socket.detach(), self.stdout[0], self.stderr[0])
-
-    def close_worker_ends(self) -> None:
-        self.worker_socket.close()
-        os.close(self.stdout[1])
-        os.close(self.stderr[1])
 
 
 class LocalEngine:
-    """Forks workers."""
+    """Starts workers on this machine. One engine serves one session.
+
+    Args:
+        start_method: "fork", "forkserver", "spawn", or "auto", which is decided anew at each start.
+
+    Attributes:
+        method: how the last workers were started.
+    """
+
+    def __init__(self, start_method: str = "auto") -> None:
+        self.method = ""
+        self._start_method = start_method
+        self._luggage = -1
+
+    def prepare(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> None:
+        """Decide how to start, and pack what forks need not. See `Engine.prepare`."""
+        choice = choose_method(self._start_method)
+        if choice.note and choice.method != self.method:
+            tell(make_sink(), choice.note)
+        self.method = choice.method
+        self._drop_luggage()
+        if self.method != "fork":
+            self._luggage = pack_notebook(specs, inherited, common)
 
     def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
-        """Fork one worker for each spec, all or none. See `Engine.start`."""
-        wires: list[_Wires] = []
+        """Start one worker for each spec, all or none. See `Engine.start`."""
+        wires: list[Wires] = []
         started: list[Process] = []
         try:
-            wires.extend(_Wires.make() for _ in specs)
-            run_in_forker(lambda: self._fork_all(specs, wires, inherited, common, started))
+            wires.extend(Wires.make() for _ in specs)
+            self._start_all(specs, wires, inherited, common, started)
         except OSError as error:
             self._undo(wires, started)
-            missing = describe_ranks([spec.rank for spec in specs[len(started) :]] or [specs[-1].rank])
-            raise StartError(
-                f"no process for {missing}: {error.strerror}. "
-                "Start fewer workers, or raise the limit (ulimit -u, ulimit -n)"
-            ) from error
+            raise refused(specs, len(started), error) from error
+        except StartError:
+            self._undo(wires, started)
+            raise
+        finally:
+            self._drop_luggage()
         for wire in wires:
             wire.close_worker_ends()
         return started
 
-    def _undo(self, wires: Sequence[_Wires], started: Sequence[Process]) -> None:
+    def _start_all(
+        self,
+        specs: Sequence[WorkerSpec],
+        wires: Sequence[Wires],
+        inherited: Call | None,
+        common: Common,
+        started: list[Process],
+    ) -> None:
+        if self.method == "fork":
+            run_in_forker(partial(fork_all, specs, wires, inherited, common, started))
+        elif self.method == "forkserver":
+            serve_all(specs, wires, self._luggage, started)
+        else:
+            run_in_forker(partial(spawn_all, specs, wires, self._luggage, os.getpid(), os.environ, started))
+
+    def _drop_luggage(self) -> None:
+        if self._luggage >= 0:
+            os.close(self._luggage)
+            self._luggage = -1
+
+    def _undo(self, wires: Sequence[Wires], started: Sequence[Process]) -> None:
         for process in started:
             process.kill()
             os.waitpid(process.pid, 0)
@@ -82,27 +92,3 @@ class LocalEngine:
         for wire in wires:
             wire.close_kernel_ends()
             wire.close_worker_ends()
-
-    def _fork_all(
-        self,
-        specs: Sequence[WorkerSpec],
-        wires: list[_Wires],
-        inherited: Call | None,
-        common: Common,
-        started: list[Process],
-    ) -> None:
-        kernel_pid = os.getpid()
-        gc.freeze()  # the collector in the children then leaves the shared pages alone
-        try:
-            for spec, wire in zip(specs, wires, strict=True):
-
-                def be_worker(spec: WorkerSpec = spec, mine: _Wires = wire) -> None:
-                    for other in wires:
-                        if other is not mine:
-                            other.close_worker_ends()
-                    ends = worker.Endpoints(mine.worker_socket, mine.stdout[1], mine.stderr[1], kernel_pid)
-                    worker.work(spec, ends, inherited, common)
-
-                started.append(wire.process(spec.rank, fork(be_worker)))
-        finally:
-            gc.unfreeze()

@@ -1,0 +1,62 @@
+"""The connections between the kernel and a worker on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nbsync.errors import StartError, describe_ranks
+from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
+from nbsync.kernel.engines.base import Process
+from nbsync.protocol.spec import WorkerSpec
+
+
+@dataclass
+class Wires:
+    """Both ends of one worker's connections. The worker's ends are closed in the kernel once it has them."""
+
+    kernel_socket: socket.socket
+    worker_socket: socket.socket
+    stdout: tuple[int, int]
+    stderr: tuple[int, int]
+
+    @classmethod
+    def make(cls) -> Wires:
+        ours, theirs = socket.socketpair()
+        wires = cls(ours, theirs, os.pipe(), os.pipe())
+        keep_in_kernel(ours.fileno(), wires.stdout[0], wires.stderr[0])
+        return wires
+
+    @property
+    def worker_ends(self) -> tuple[int, int, int]:
+        """The descriptors of channel, stdout and stderr."""
+        return self.worker_socket.fileno(), self.stdout[1], self.stderr[1]
+
+    def process(self, rank: int, pid: int) -> Process:
+        """The kernel's side of a worker that is a child of this process."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        return Process(rank, pid, self.kernel_socket, self.stdout[0], self.stderr[0], pidfd)
+
+    def close_kernel_ends(self) -> None:
+        close_kernel_only(self.kernel_socket.detach(), self.stdout[0], self.stderr[0])
+
+    def close_worker_ends(self) -> None:
+        self.worker_socket.close()
+        os.close(self.stdout[1])
+        os.close(self.stderr[1])
+
+
+def refused(specs: Sequence[WorkerSpec], started: int, error: OSError) -> StartError:
+    """The system refused a process, a descriptor or memory after the first `started` ranks."""
+    missing = describe_ranks([spec.rank for spec in specs[started:]] or [specs[-1].rank])
+    return StartError(
+        f"no process for {missing}: {error.strerror}. Start fewer workers, or raise the limit (ulimit -u, ulimit -n)"
+    )

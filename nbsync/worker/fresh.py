@@ -1,0 +1,25 @@
+"""The program of a worker that is started as a new interpreter (`start_method="spawn"`)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+from typing import NoReturn
+
+from nbsync.worker.process import die_with
+
+
+def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kernel_pid: int) -> NoReturn:
+    """Be a worker. The numbers are descriptors, but for the index into the specs and the notebook's process id."""
+    die_with(kernel_pid)  # before torch is imported, which takes its time
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    from nbsync.worker import main as worker
+    from nbsync.worker.arrival import look_up, make_main_module, unpack_all
+
+    shell = make_main_module()
+    found = look_up(luggage)
+    os.close(luggage)
+    ends = worker.Endpoints(socket.socket(fileno=channel), stdout, stderr, kernel_pid)
+    worker.work_fresh(index, ends, partial(unpack_all, shell, *found))
