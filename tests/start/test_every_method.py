@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import GUARD, Started
+from started import GUARD, Started
 
 from notebooks import poll
 
