@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from notebooks import Notebook
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a GPU are skipped where there is none."""
+    if item.get_closest_marker("gpu") is not None and torch.cuda.device_count() == 0:
+        pytest.skip("there is no GPU")
 
 
 class _Shared:

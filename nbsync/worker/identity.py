@@ -129,13 +129,17 @@ class Identity:
     def on_process(self, function: Function | None = None, process_index: int | None = None) -> Function:
         """Decorator: the function runs on rank `process_index` and returns None elsewhere.
 
-        As `PartialState.on_process`, which silently runs it nowhere for an index that does not exist.
+        As `PartialState.on_process`, which silently runs it nowhere for an index that does not exist. In a world of
+        one it runs, whatever the index: so a notebook can define it for the workers it will start.
+
+        Args:
+            function: the function; without it, what is returned decorates one.
+            process_index: the rank that runs it.
 
         Raises:
             UsageError: `process_index` is missing or no rank.
         """
-        index = _checked("process_index", process_index, self.size)
-        return _only_where(lambda: self.rank == index, function)
+        return self._on_index(function, "process_index", process_index, lambda: (self.rank, self.size))
 
     def on_local_process(
         self,
@@ -146,14 +150,33 @@ class Identity:
     ) -> Function:
         """Decorator: the function runs on that local rank of every node and returns None elsewhere.
 
-        As `PartialState.on_local_process`; `local_process_idx` is another name of the index.
+        As `PartialState.on_local_process`. In a world of one it runs, whatever the index.
+
+        Args:
+            function: the function; without it, what is returned decorates one.
+            local_process_index: the local rank that runs it.
+            local_process_idx: another name of the same, which Accelerate's guides use.
 
         Raises:
             UsageError: the index is missing or no local rank.
         """
         given = local_process_index if local_process_index is not None else local_process_idx
-        index = _checked("local_process_index", given, self.local_size)
-        return _only_where(lambda: self.local_rank == index, function)
+        return self._on_index(function, "local_process_index", given, lambda: (self.local_rank, self.local_size))
+
+    def _on_index(
+        self, function: Function | None, name: str, index: int | None, place: Callable[[], tuple[int, int]]
+    ) -> Function:
+        """Only where `place()`, a number and how many there are, has the number `index`."""
+
+        def is_here() -> bool:
+            if not self.use_distributed:
+                return True
+            mine, count = place()
+            _check_index(name, index, count)
+            return mine == index
+
+        _check_index(name, index, place()[1] if self.use_distributed else None)
+        return _only_where(is_here, function)
 
 
 def _only_where(here: Callable[[], bool], function: Function | None) -> Function:
@@ -170,7 +193,10 @@ def _only_where(here: Callable[[], bool], function: Function | None) -> Function
     return decorate if function is None else decorate(function)
 
 
-def _checked(name: str, index: int | None, size: int) -> int:
-    if index is None or not 0 <= index < size:
-        raise UsageError(f"{name} is {index}: expected a number from 0 to {size - 1}")
-    return index
+def _check_index(name: str, index: int | None, count: int | None) -> None:
+    """Raise a UsageError unless `index` is a number from 0 to `count` - 1, or to whatever while that is not known."""
+    if count is None:
+        if index is None or index < 0:
+            raise UsageError(f"{name} is {index}: expected a rank, 0 or more")
+    elif index is None or not 0 <= index < count:
+        raise UsageError(f"{name} is {index}: expected a number from 0 to {count - 1}")

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import operations
 
 from nbsync.errors import UsageError
+from nbsync.worker.nested import leaves, map_leaves
 from nbsync.worker.world import World
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -60,6 +61,38 @@ def test_gather_is_accelerates(run_ranks: Any, size: int) -> None:
     assert first["pair"].left.tolist() == list(range(size))
     assert first["pair"].right.shape == (0, 4)
     assert first["list"][0][:, 0].tolist() == [float(rank) for rank in range(size) for _ in range(2)]
+
+
+@pytest.mark.gpu
+def test_collectives_on_gpus(run_ranks: Any) -> None:
+    """All of them on nested tensors of each rank's GPU, over NCCL; with one GPU it is a world of one."""
+    size = min(2, torch.cuda.device_count())
+
+    def rank_main() -> Any:
+        world = World()
+        world.join()
+        last = world.size - 1
+        data = map_leaves(lambda tensor: tensor.to(world.device), nested(world.rank))
+        longer = torch.ones(world.rank + 1, 2, device=world.device)
+        found = {
+            "gather": world.gather(data),
+            "mean": world.reduce({"x": longer[:1].t() * world.rank}, "mean"),
+            "max": world.reduce([torch.tensor(world.rank, device=world.device)], "max"),
+            "broadcast": world.broadcast(longer[:1].clone() * world.rank, last),
+            "pad": world.pad_across_processes(longer, pad_index=9),
+            "objects": world.gather_object(longer.sum().item()),
+        }
+        world.wait_for_everyone(timeout=20)
+        assert all(tensor.device == world.device for path, tensor in leaves(found) if "objects" not in path)
+        return map_leaves(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, found)
+
+    for rank, found in enumerate(run_ranks(rank_main, size)):
+        assert found["gather"]["pair"].left.tolist() == list(range(size))
+        assert found["mean"]["x"].tolist() == [[(size - 1) / 2]] * 2
+        assert found["max"][0].item() == size - 1
+        assert found["broadcast"].tolist() == [[size - 1.0] * 2]
+        assert found["pad"].tolist() == [[1.0, 1.0]] * (rank + 1) + [[9.0, 9.0]] * (size - rank - 1)
+        assert found["objects"] == [2.0 * (rank + 1) for rank in range(size)]
 
 
 def test_gather_keeps_the_dtype(run_ranks: Any) -> None:
