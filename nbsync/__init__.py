@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nbsync.kernel.current import session
     from nbsync.kernel.launcher import notebook_launcher
     from nbsync.kernel.session import Session
+    from nbsync.worker.logs import get_logger
     from nbsync.worker.world import World
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "WorkerDied",
     "WorkerError",
     "World",
+    "get_logger",
     "notebook_launcher",
     "session",
     "tqdm",
@@ -60,6 +62,7 @@ __all__ = [
 _HOMES = {
     "Session": "nbsync.kernel.session",
     "World": "nbsync.worker.world",
+    "get_logger": "nbsync.worker.logs",
     "notebook_launcher": "nbsync.kernel.launcher",
     "session": "nbsync.kernel.current",
     "tqdm": "tqdm.auto",

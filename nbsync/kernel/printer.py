@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from nbsync.kernel.fold import Entry, Folder, Group
 from nbsync.kernel.lines import LineSplitter
 from nbsync.kernel.ranks import format_ranks
 from nbsync.kernel.sink import Sink, Stream
+from nbsync.protocol.fence import MEETING
 from nbsync.protocol.messages import ClearOutput, Display
 
 Label = Callable[[tuple[int, ...]], str]
@@ -47,8 +48,12 @@ class Printer:
     def text(self, rank: int, stream: Stream, data: bytes, now: float) -> None:
         splitter = self._splitters.setdefault((rank, stream), LineSplitter())
         for line in splitter.feed(data):
-            self._add(rank, (stream, line), None, now)
-            if stream == "stderr":
+            line, met, meeting = line.partition(MEETING)
+            if line or not met:
+                self._add(rank, (stream, line), None, now)
+            if met:
+                self._add(rank, ("meeting", meeting), None, now)
+            elif stream == "stderr":
                 self._stderr.setdefault(rank, deque(maxlen=60)).append(line)
         self._live_may_change = True
         if splitter.unfinished:
@@ -99,7 +104,8 @@ class Printer:
         return min(times, default=None)
 
     def _add(self, rank: int, key: Any, payload: object, now: float) -> None:
-        self._folder.add(rank, Entry(key if self._fold else (rank, key), payload or key), now)
+        has_common_key = self._fold or key[0] == "meeting"
+        self._folder.add(rank, Entry(key if has_common_key else (rank, key), payload or key), now)
 
     def _end_lines(self, rank: int, now: float) -> None:
         streams: tuple[Stream, Stream] = ("stdout", "stderr")
@@ -111,6 +117,8 @@ class Printer:
 
     def _show(self, groups: list[Group]) -> None:
         for stream, run in groupby(groups, key=_stream_of):
+            if stream == "meeting":
+                continue
             if stream is not None:
                 self._sink.text(stream, "".join(self._line(ranks, e.payload) for ranks, e in run))
                 continue
@@ -144,6 +152,6 @@ class Printer:
             self._sink.live(lines)
 
 
-def _stream_of(group: Group) -> Stream | None:
+def _stream_of(group: Group) -> Stream | Literal["meeting"] | None:
     payload = group[1].payload
     return payload[0] if isinstance(payload, tuple) else None

@@ -23,6 +23,15 @@ def fence(n: int, has_message: bool) -> bytes:
     return b"%b%d:%d\x1e\x00" % (FENCE_START, n, has_message)
 
 
+#: What a line begins with that is not shown, and that stands for a moment when all ranks have met.
+MEETING = "\x1enbsync-meeting:"
+
+
+def meeting(name: str) -> str:
+    """Return the line that says: what any rank wrote before its line of this `name` comes before what follows."""
+    return f"{MEETING}{name}\n"
+
+
 def unfinished_fence(data: bytes | bytearray) -> int:
     """Return where a fence begins that more data may complete, or ``len(data)`` if there is none."""
     # An unfinished fence holds one NUL, its first byte: only the last NUL can begin it.

@@ -155,7 +155,7 @@ class Worker:
             torch.set_num_threads(self.spec.threads)
             use_text_bars()
             seed_rank(self.spec.seed, self.spec.rank)
-            set_reporter(_Reporter(self.channel.send))
+            set_reporter(_Reporter(self.channel.send, self.streams.meet))
             world = World(backend=self.spec.backend)
             if world.device.type == "cuda":
                 torch.cuda.set_device(world.device)
@@ -258,10 +258,10 @@ class Worker:
 
 
 class _Reporter:
-    """Tells the kernel which barrier this rank enters and leaves."""
+    """Tells the kernel which barrier this rank enters and leaves, and where its output meets that of the others."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[Any], None], meet: Callable[[str], None]) -> None:
+        self._send, self.all_have_met = send, meet
 
     def barrier_entered(self, name: str, call_site: str) -> None:
         self._send(BarrierEvent(name, call_site, entered=True, time=time.monotonic()))

@@ -19,11 +19,16 @@ class Reporter(Protocol):
     def barrier_left(self, name: str, call_site: str) -> None:
         """This rank waits no longer, whatever the reason."""
 
+    def all_have_met(self, name: str) -> None:
+        """What any rank wrote before it called this is to be shown before what others write afterwards."""
+
 
 class _Silent:
     def barrier_entered(self, name: str, call_site: str) -> None: ...
 
     def barrier_left(self, name: str, call_site: str) -> None: ...
+
+    def all_have_met(self, name: str) -> None: ...
 
 
 _reporter: Reporter = _Silent()

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 from nbsync.protocol.channel import Channel, pack_message
-from nbsync.protocol.fence import fence
+from nbsync.protocol.fence import fence, meeting
 
 
 class Streams:
@@ -74,6 +74,10 @@ class Streams:
             mark = fence(self._count, has_message)
             for fd in self._fds:
                 os.write(fd, mark)  # shorter than PIPE_BUF: atomic
+
+    def meet(self, name: str) -> None:
+        """Mark a moment when all ranks have met, in the output of each."""
+        self.out.write(meeting(name))
 
     def flush(self) -> None:
         for stream in (self.out, self.err):
