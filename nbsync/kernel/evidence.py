@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+STOPPED = "stopped by a signal"
+DISK_SLEEP = "in uninterruptible sleep, as for a disk or file server that does not answer"
 _STATES = {
-    "T": "stopped by a signal",
+    "T": STOPPED,
     "t": "stopped by a debugger",
-    "D": "in uninterruptible disk sleep",
+    "D": DISK_SLEEP,
     "Z": "ended",
 }
 

@@ -44,16 +44,21 @@ class Lookout:
         if where.ticket == self._ticket:
             self._answers[rank] = where
 
+    def ask(self, now: float) -> int:
+        """Ask all ranks where they are; returns the number that their answers will bear."""
+        self._before, self._answers = self._answers, {}
+        self._ticket += 1
+        self.next_look = now + LOOK_EVERY
+        self._ask(Peek(self._ticket))
+        return self._ticket
+
     def look(self, now: float) -> str | None:
         """Judge by the answers so far, and ask again. Returns why no rank can go on, if that was so twice in a row."""
         if now < self.next_look:
             return None
         absent = self._absent()
         verdict = None if absent is None else diagnose(self._before, self._answers, absent, self._size)
-        self._before, self._answers = self._answers, {}
-        self._ticket += 1
-        self.next_look = now + LOOK_EVERY
-        self._ask(Peek(self._ticket))
+        self.ask(now)
         confirmed = verdict is not None and verdict == self._suspicion
         self._suspicion = verdict
         return verdict if confirmed else None

@@ -6,17 +6,19 @@ This is the kernel's half of the abort ladder. The waiting thread decides and pr
 from __future__ import annotations
 
 import queue
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nbsync.errors import describe_ranks, format_ranks
+from nbsync.kernel.engines.base import Process
 from nbsync.kernel.evidence import oom_kills
 from nbsync.kernel.hub import Exited
+from nbsync.kernel.insist import Insistence
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
+from nbsync.kernel.pulse import Pulse
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
@@ -34,6 +36,8 @@ class Traffic(Protocol):
     def signal(self, rank: int, number: int) -> None: ...
 
     def shown(self, rank: int, size: int) -> None: ...
+
+    def process(self, rank: int) -> Process: ...
 
     def absent(self, run: Run, size: int) -> Mapping[int, str] | None: ...
 
@@ -128,6 +132,8 @@ class Conductor:
         self._interrupted_at = float("-inf")
         self._released = False
         self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
+        self._pulse = Pulse(self._pid, notify)
+        self._insistence = Insistence(traffic.signal, self._pid, self._lookout.last_line, notify)
 
     def conduct(self) -> None:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
@@ -148,11 +154,12 @@ class Conductor:
         now = time.monotonic()
         self._printer.show(now)
         self._look(now)
+        self._insistence.look(self._run.pending, now)
         self._keep_limit(now)
 
     def _receive(self) -> Iterable[tuple[int, str, Any]]:
         """Everything that has come, after waiting for the first of it as long as there is nothing else to do."""
-        times = (self._printer.next_deadline(), self._deadline, self._lookout.next_look)
+        times = (self._printer.next_deadline(), self._deadline, self._lookout.next_look, self._insistence.deadline)
         wait = min(t for t in times if t is not None) - time.monotonic()
         try:
             items = [self._run.inbox.get(timeout=max(0.0, wait))]
@@ -173,6 +180,7 @@ class Conductor:
                 self._release(f"rank {rank} raised {type_name}")
             case Where():
                 self._lookout.take(rank, message)
+                self._insistence.heard(rank, message.ticket)
             case Done():
                 self._run.done[rank] = message
                 self._printer.finish(rank, now)
@@ -184,6 +192,8 @@ class Conductor:
                 self._release(f"rank {rank} ended")
 
     def _look(self, now: float) -> None:
+        if now >= self._lookout.next_look:
+            self._pulse.look(self._run.pending)
         stuck = self._lookout.look(now)
         if stuck is not None and not self._released:
             self._run.stuck = stuck
@@ -206,10 +216,7 @@ class Conductor:
             self._notify(f"{describe_ranks(pending)} did not follow the interrupt yet; asking again")
         if self._run.interrupts >= 3:
             self._give_up("ignored every interrupt")
-        self._order(Interrupt(self._run.number))
-        if self._run.interrupts > 1:  # past a helper thread that C code keeps from running
-            for rank in pending:
-                self._traffic.signal(rank, signal.SIGINT)
+        self._order_interrupt(now)
 
     def _keep_limit(self, now: float) -> None:
         """At the time limit, and again every second after it, interrupt what still runs."""
@@ -220,7 +227,11 @@ class Conductor:
         self._limit_tries += 1
         if self._limit_tries > LIMIT_TRIES:
             self._give_up("went on after the time limit and every interrupt")
+        self._order_interrupt(now)
+
+    def _order_interrupt(self, now: float) -> None:
         self._order(Interrupt(self._run.number))
+        self._insistence.begin(self._run.pending, self._lookout.ask(now), now)
 
     def _give_up(self, reason: str) -> None:
         pending = self._run.pending
@@ -230,6 +241,9 @@ class Conductor:
             "the variables there are lost by that"
         )
         self._run.abandoned = True
+
+    def _pid(self, rank: int) -> int:
+        return self._traffic.process(rank).pid
 
     def _order(self, order: Any) -> None:
         for rank in self._run.pending:

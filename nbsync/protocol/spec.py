@@ -13,6 +13,10 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 #: Makes a worker write its main thread's stack to its stderr, also while C code holds the GIL.
 STACK_SIGNAL = signal.SIGUSR2
 
+#: Interrupts a worker past its helper thread, which C code may keep from running. Not SIGINT, so that the worker can
+#: tell it from one that its helper thread passed on at last: the two of them are one interrupt.
+INSIST_SIGNAL = signal.SIGRTMIN + 4
+
 
 @dataclass(frozen=True)
 class WorkerSpec:

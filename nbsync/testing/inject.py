@@ -21,6 +21,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from itertools import repeat
@@ -112,7 +113,7 @@ def sleep_forever(seconds: float = _FOREVER) -> None:
 
 def hold_gil(seconds: float = 10.0) -> None:
     """Compute in C code for about so long: it neither lets other threads run nor looks at signals."""
-    trial = 1_000_000
+    trial = 20_000_000
     begin = time.perf_counter()
     deque(repeat(None, trial), maxlen=0)
     deque(repeat(None, int(trial * seconds / (time.perf_counter() - begin))), maxlen=0)
@@ -129,6 +130,19 @@ def stop(seconds: float | None = None) -> None:
         resume = f"sleep {seconds:g}; kill -CONT {os.getpid()}"
         subprocess.Popen(["/bin/sh", "-c", resume], start_new_session=True)
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleep_uninterruptibly(seconds: float) -> None:
+    """Wait in the state D, as for a file server that does not answer: no signal is looked at, and the GIL is held.
+
+    A process that spawns another is in it until that one has begun; here its beginning waits for a FIFO.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        fifo = os.path.join(folder, "fifo")
+        os.mkfifo(fifo)
+        subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds:g}; : > {fifo}"])
+        opens = [(os.POSIX_SPAWN_OPEN, 0, fifo, os.O_RDONLY, 0)]
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], os.environ, file_actions=opens), 0)
 
 
 def read_forever() -> None:

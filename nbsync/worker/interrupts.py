@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from nbsync.protocol.spec import INSIST_SIGNAL
 from nbsync.worker.places import users_line, walk_stack
 
+SAME = 0.7  # seconds between the kernel's own signal and the helper thread's in which they are one interrupt
 FIRST_MOMENTS = 0.5  # seconds in which a run gets to the user's code
 
 
@@ -29,11 +31,13 @@ class Interrupts:
         self.was_noticed = False  # the handler ran since the last ask: the main thread is in Python
         self._shields = 0
         self._opened = 0.0
+        self._raised_at = self._insisted_at = float("-inf")
         self._pending = False
         self._main = threading.main_thread().ident
 
     def install(self) -> None:
         signal.signal(signal.SIGINT, self._handle)
+        signal.signal(INSIST_SIGNAL, self._handle)
 
     def ask(self, run: int) -> bool:
         """Interrupt `run`, if the main thread still works on it. Called by the helper thread."""
@@ -58,6 +62,7 @@ class Interrupts:
     def open(self, run: int) -> Iterator[None]:
         """The lines inside may be interrupted."""
         self.run, self._pending, self._opened = run, False, time.monotonic()
+        self._raised_at = self._insisted_at = float("-inf")
         try:
             if self.asked == run:
                 raise KeyboardInterrupt
@@ -85,9 +90,15 @@ class Interrupts:
         self.was_noticed = True
         if self.run is None:
             return
-        if time.monotonic() - self._opened < FIRST_MOMENTS and not users_line(walk_stack(frame)):
+        now = time.monotonic()
+        if now - (self._raised_at if signum == INSIST_SIGNAL else self._insisted_at) < SAME:
+            return
+        if now - self._opened < FIRST_MOMENTS and not users_line(walk_stack(frame)):
             self.too_early = True
             return
+        self._raised_at = now
+        if signum == INSIST_SIGNAL:
+            self._insisted_at = now
         if self._shields:
             self._pending = True
             return

@@ -151,7 +151,6 @@ def test_row_12_given_up_and_replaced(stopped: tuple[Ranks, int]) -> None:
     ranks.bring_back(1)
 
 
-@pytest.mark.xfail(strict=True, reason="row 12: the process state of a rank is not shown")
 def test_row_12_process_state_is_told(stopped: tuple[Ranks, int]) -> None:
     """That the rank is stopped is said when its state is asked for."""
     ranks, pid = stopped
@@ -160,6 +159,34 @@ def test_row_12_process_state_is_told(stopped: tuple[Ranks, int]) -> None:
     os.kill(pid, signal.SIGCONT)
     outcome = ranks.notebook.wait(GUARD)
     assert "stopped" in outcome.stderr + outcome.failed().traceback
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_row_12_is_told_while_the_cell_runs(world_of: Worlds, size: int) -> None:
+    """A stopped rank is told within a second, and so is that it goes on; nobody has to ask, nothing is broken."""
+    ranks = world_of(size)
+    pid = ranks.pids()[1]
+    began = time.monotonic()
+    ranks.notebook.start("%%distributed\nif rank == 1:\n    inject.stop()\ntime.sleep(1); dist.barrier()")
+    ranks.notebook.wait_for_output(f"rank 1 is stopped by a signal; `kill -CONT {pid}` lets it go on", GUARD)
+    assert time.monotonic() - began < 1.5
+    os.kill(pid, signal.SIGCONT)
+    outcome = ranks.notebook.wait(GUARD).ok()
+    assert "rank 1 goes on" in outcome.stderr
+    assert outcome.stderr.count("stopped") == 1
+    ranks.assert_whole()
+
+
+def test_row_12_uninterruptible_sleep(pair: Ranks) -> None:
+    """A rank that waits for a dead disk is told; an interrupt frees the other, and it follows when it can."""
+    pair.notebook.start("%%distributed\nif rank == 1:\n    inject.sleep_uninterruptibly(4)\ndist.barrier()")
+    pair.notebook.wait_for_output("rank 1 is in uninterruptible sleep", GUARD)
+    pair.notebook.interrupt()
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "rank 0: interrupted in barrier" in error.traceback
+    assert "rank 1: interrupted" in error.traceback
+    pair.assert_whole()
 
 
 @pytest.mark.parametrize("on_all", [False, True])
@@ -180,12 +207,34 @@ def test_row_14_c_code_holds_the_gil(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-@pytest.mark.xfail(strict=True, reason="row 14: the helper thread needs the GIL to pass the interrupt on")
 def test_row_14_backtracking_regex(pair: Ranks) -> None:
     """A regular expression that backtracks looks at signals, so the first interrupt ends it at once."""
     outcome = pair.interrupted("inject.backtrack(28)")
     outcome.failed("KeyboardInterrupt")
     assert outcome.seconds < 2
+
+
+def test_row_14_stack_is_shown(pair: Ranks) -> None:
+    """A rank that an interrupt cannot reach is named, with the line it is at and its stack; the other one is free."""
+    pair.begin("if rank == 1:\n    inject.hold_gil(4)\n    inject.sleep_forever()\ndist.barrier()")
+    pair.notebook.interrupt()
+    pair.notebook.wait_for_output("in hold_gil", GUARD)
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "rank 1 is in C code that lets no other thread run" in outcome.stderr
+    assert "rank 0: interrupted in barrier" in error.traceback
+    pair.assert_whole()
+
+
+def test_row_14_one_interrupt_is_one(pair: Ranks) -> None:
+    """What the kernel sends past a helper thread that is only late does not interrupt the user's clean-up."""
+    cell = (
+        "if rank == 1:\n    try:\n        inject.hold_gil(2); time.sleep(100)\n"
+        "    finally:\n        time.sleep(0.5); cleaned = True"
+    )
+    pair.interrupted(cell).failed("KeyboardInterrupt")
+    assert pair.notebook.run("%%on_rank 1\ncleaned").ok().texts == ["[1] True"]
+    pair.assert_whole()
 
 
 def test_row_14_third_interrupt_gives_up(pair: Ranks) -> None:
