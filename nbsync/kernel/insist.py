@@ -12,7 +12,7 @@ TOLD_AFTER = 1.0  # seconds after which it is said that a rank is in such code
 
 
 class Insistence:
-    """A rank that does not answer is interrupted by a signal of the kernel; if it does not come then, its stack is shown.
+    """Interrupts a rank that does not answer by a signal of the kernel, and shows its stack if that does not help.
 
     Args:
         send_signal: sends a signal to the process of a rank.
