@@ -77,10 +77,11 @@ class Ranks:
         """Run a cell on all ranks; its error, which there must be."""
         return self.run(code, timeout).failed(ename)
 
-    def begin(self, code: str, said: str = "") -> None:
+    def begin(self, code: str) -> None:
         """Begin a cell on all ranks, and return soon after all of them came to its first line."""
-        self.notebook.start(f"%%distributed\nprint('begun')\n{code}")
-        self.notebook.wait_for_output(said or f"[0-{self.size - 1}] begun", GUARD)
+        self.notebook.start(f"%%distributed\nprint('begun', rank)\n{code}")
+        for rank in self.everyone:
+            self.notebook.wait_for_output(f"begun {rank}", GUARD)
         time.sleep(SETTLED)
 
     def interrupted(self, code: str, timeout: float = GUARD) -> Outcome:
