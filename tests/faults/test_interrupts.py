@@ -144,7 +144,7 @@ def test_row_22_ten_interrupts(pair: Ranks) -> None:
     pair.begin("if rank == 1:\n    inject.sleep_forever()\ndist.barrier()")
     for _ in range(10):
         pair.notebook.interrupt()
-        time.sleep(0.002)
+        time.sleep(0.0005)
     outcome = pair.notebook.wait(GUARD)
     error = outcome.failed("KeyboardInterrupt")
     assert "still running" not in error.traceback
