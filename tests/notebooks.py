@@ -56,6 +56,7 @@ class Outcome:
         number: the cell's execution count, N in `In [N]`.
         outputs: ("stdout" | "stderr", text) and ("display", bundle), in order, as they stand at the end.
         history: the bundles of all displays and updates, as they came.
+        messages: how many messages it took.
     """
 
     status: str = "running"
@@ -64,6 +65,7 @@ class Outcome:
     history: list[dict[str, Any]] = field(default_factory=list)
     error: CellError | None = None
     seconds: float = 0.0
+    messages: int = 0
 
     @property
     def stdout(self) -> str:
@@ -114,6 +116,7 @@ class _Cell:
         if message["parent_header"].get("msg_id") != self.request:
             return
         kind, content = message["msg_type"], message["content"]
+        self.outcome.messages += 1
         if kind == "execute_reply":
             self.replied = True
             self.outcome.status, self.outcome.number = content["status"], content["execution_count"]
@@ -394,6 +397,7 @@ class Notebook:
         left = [name for name in os.listdir(self.tmp) if not name.startswith("torchinductor_")]  # torch keeps its cache
         assert not left, f"left in TMPDIR: {left}"
         in_tmp = {name for name in set(os.listdir("/tmp")) - self._tmp_before if _is_ours(name, pids)}
+        in_tmp = {name for name in in_tmp if not name.startswith("nbsync-")}  # of a session with another TMPDIR
         in_shm = {name for name in set(os.listdir("/dev/shm")) - self._shm_before if _is_ours(name, pids)}
         assert not in_tmp | in_shm, f"left in /tmp and /dev/shm: {in_tmp | in_shm}"
 

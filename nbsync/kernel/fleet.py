@@ -14,6 +14,7 @@ from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
 from nbsync.kernel.hub import Exited
+from nbsync.kernel.logs import Logs
 from nbsync.kernel.plan import Plan, make_spec
 from nbsync.kernel.printer import Printer
 from nbsync.kernel.rendezvous import Rendezvous
@@ -52,6 +53,7 @@ class Fleet:
         self._engine, self._inherited = engine, inherited
         self._rendezvous: Rendezvous | None = None
         self._scratch = Scratch()
+        self._logs = Logs(None)
         self._guard: Guard | None = None
         self._closed = False
 
@@ -115,6 +117,7 @@ class Fleet:
             raise StartError(f"no process for the guard: {error.strerror}. Raise the limit (ulimit -u, -n)") from error
         with suppress(OSError):  # a full disk: then there are no logs, and the workers use the common folder
             self._scratch.make()
+            self._logs = Logs(self._scratch.path)
             sweep()
 
     def _watch(self) -> None:
@@ -201,7 +204,7 @@ class Fleet:
             NoSession, WorkerDied, RankBusy: some of `ranks` cannot take a request; nothing was sent.
         """
         run = self.traffic.new_run(ranks)
-        printer = Printer(run.ranks, sink, label=self.plan.label, fold=self.plan.fold)
+        printer = Printer(run.ranks, sink, label=self.plan.label, fold=self.plan.fold, logs=self._logs)
         conductor = Conductor(run, printer, self.traffic, self.size, timeout=timeout, notify=notify)
         with sigint_to(run.interrupt):  # an exception at any moment could lose a message
             self.traffic.open(run, note)
@@ -211,6 +214,7 @@ class Fleet:
                     self.traffic.send(rank, request)
                 conductor.conduct()
             finally:
+                printer.put_away()
                 self.traffic.close(run)
                 if run.exited:
                     self._watch()

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
+from nbsync.kernel.flood import Hidden
 from nbsync.kernel.fold import Entry, Folder, Group
+from nbsync.kernel.gate import Gate, Source
 from nbsync.kernel.lines import LineSplitter
+from nbsync.kernel.logs import Logs
 from nbsync.kernel.ranks import format_ranks
-from nbsync.kernel.sink import Sink, Stream
+from nbsync.kernel.sink import Sink, Stream, tell
 from nbsync.protocol.fence import MEETING
 from nbsync.protocol.messages import ClearOutput, Display
 
 Label = Callable[[tuple[int, ...]], str]
 LIVE_AFTER = 0.3  # seconds that a line must stay unfinished before it is shown live
 LIVE_EVERY = 0.1
+LIVE_LENGTH = 500  # characters of a live line, its last ones
+
+
+class _Line(NamedTuple):
+    """A line to be shown.
+
+    Attributes:
+        is_end: of a flood's end: it is shown however much came before.
+        is_notice: it tells of hidden lines, and lacks the place of the log still.
+    """
+
+    stream: Stream
+    text: str
+    is_end: bool = False
+    is_notice: bool = False
 
 
 @lru_cache
@@ -26,40 +44,49 @@ def bracket_label(ranks: tuple[int, ...]) -> str:
     return f"[{format_ranks(ranks)}]"
 
 
+class _Meeting(NamedTuple):
+    """A moment at which all ranks have met: nothing to be shown."""
+
+    name: str
+
+
 class Printer:
     """Shows the output of the ranks of one run.
 
     Args:
         label: what stands before a line of the given ranks.
         fold: show equal output of several ranks once.
+        logs: where the whole of a flood goes.
     """
 
-    def __init__(self, ranks: Iterable[int], sink: Sink, *, label: Label = bracket_label, fold: bool = True) -> None:
+    def __init__(
+        self,
+        ranks: Iterable[int],
+        sink: Sink,
+        *,
+        label: Label = bracket_label,
+        fold: bool = True,
+        logs: Logs | None = None,
+    ) -> None:
         self._ranks = tuple(ranks)
         self._sink, self._label = sink, label
         self._folder = Folder(self._ranks, hold=0.1 if fold else 0.0)
         self._fold = fold
+        self._gate = Gate(logs if sink.is_limited else None, partial(tell, sink))
         self._splitters: dict[tuple[int, Stream], LineSplitter] = {}
         self._unfinished_since: dict[tuple[int, Stream], float] = {}
         self._live: tuple[float, list[str]] = (0.0, [])
         self._live_may_change = False
+        self._is_over_full = False
         self._stderr: dict[int, deque[str]] = {}
 
     def text(self, rank: int, stream: Stream, data: bytes, now: float) -> None:
-        splitter = self._splitters.setdefault((rank, stream), LineSplitter())
-        for line in splitter.feed(data):
-            line, met, meeting = line.partition(MEETING)
-            if line or not met:
-                self._add(rank, (stream, line), None, now)
-            if met:
-                self._add(rank, ("meeting", meeting), None, now)
-            elif stream == "stderr":
-                self._stderr.setdefault(rank, deque(maxlen=60)).append(line)
+        shown = self._gate.take(rank, stream, data, now)
         self._live_may_change = True
-        if splitter.unfinished:
-            self._unfinished_since.setdefault((rank, stream), now)
-        else:
-            self._unfinished_since.pop((rank, stream), None)
+        if shown:
+            self._add_text((rank, stream), shown, now)
+        if len(shown) < len(data):  # the rest is hidden, and so is the rest of a line that is cut
+            self._end_line((rank, stream), now, is_end=True)
 
     def display(self, rank: int, display: Display, now: float) -> None:
         self._end_lines(rank, now)
@@ -82,51 +109,118 @@ class Printer:
     def finish(self, rank: int, now: float) -> None:
         """Nothing more comes from `rank`."""
         self._end_lines(rank, now)
+        self._tell_hidden(self._gate.finish(rank), now)
+        self._end_lines(rank, now, is_end=True)
         self._folder.close(rank)
 
     def show(self, now: float) -> None:
         """Show what is ready."""
-        self._show(self._folder.ready(now))
+        self._tell_hidden(self._gate.over(now), now)
+        self._show(self._folder.ready(now), now)
+        if self._is_over_full:  # what is still in the folder came before all that is hidden from now on
+            self._is_over_full = False
+            self._show(self._folder.flush(), now)
         self._show_live(now)
 
-    def close(self) -> None:
+    def close(self, now: float) -> None:
         """Show everything that is left."""
         for rank in self._ranks:
-            self._end_lines(rank, 0.0)
-        self._show(self._folder.flush())
+            self._end_lines(rank, now)
+        self._show(self._folder.flush(), now)
+        for rank in self._ranks:
+            self._tell_hidden(self._gate.finish(rank), now)
+            self._end_lines(rank, now, is_end=True)
+        self._show(self._folder.flush(), now)
         self._show_live(float("inf"))
+
+    def put_away(self) -> None:
+        """Let go of the logs. Idempotent."""
+        self._gate.close()
 
     def next_deadline(self) -> float | None:
         """When `show` has something to do although nothing new came."""
         times = [held for held in (self._folder.next_deadline(),) if held is not None]
+        if self._gate.is_hiding:
+            times.append(self._live[0] + LIVE_AFTER)
         if self._live_may_change and self._unfinished_since:
             times.append(max(min(self._unfinished_since.values()) + LIVE_AFTER, self._live[0] + LIVE_EVERY))
         return min(times, default=None)
 
     def _add(self, rank: int, key: Any, payload: object, now: float) -> None:
-        has_common_key = self._fold or key[0] == "meeting"
-        self._folder.add(rank, Entry(key if has_common_key else (rank, key), payload or key), now)
+        has_common_key = self._fold or isinstance(payload, _Meeting)
+        self._folder.add(rank, Entry(key if has_common_key else (rank, key), payload), now)
 
-    def _end_lines(self, rank: int, now: float) -> None:
-        streams: tuple[Stream, Stream] = ("stdout", "stderr")
-        for stream in streams:
-            self._unfinished_since.pop((rank, stream), None)
-            splitter = self._splitters.get((rank, stream))
-            for line in splitter.finish() if splitter else ():
-                self._add(rank, (stream, line), None, now)
+    def _add_text(self, source: Source, data: bytes, now: float, is_end: bool = False) -> None:
+        splitter = self._splitters.setdefault(source, LineSplitter())
+        for line in splitter.feed(data):
+            line, met, meeting = line.partition(MEETING)
+            if line or not met:
+                self._add_line(source, line, now, is_end)
+            if met:
+                self._add(source[0], _Meeting(meeting), _Meeting(meeting), now)
+        if splitter.unfinished:
+            self._unfinished_since.setdefault(source, now)
+        else:
+            self._unfinished_since.pop(source, None)
 
-    def _show(self, groups: list[Group]) -> None:
+    def _add_line(self, source: Source, text: str, now: float, is_end: bool = False) -> None:
+        rank, stream = source
+        line = _Line(stream, text, is_end)
+        self._add(rank, line, line, now)
+        if stream == "stderr":
+            self._stderr.setdefault(rank, deque(maxlen=60)).append(text)
+
+    def _end_lines(self, rank: int, now: float, is_end: bool = False) -> None:
+        self._end_line((rank, "stdout"), now, is_end)
+        self._end_line((rank, "stderr"), now, is_end)
+
+    def _end_line(self, source: Source, now: float, is_end: bool = False) -> None:
+        self._unfinished_since.pop(source, None)
+        splitter = self._splitters.get(source)
+        for line in splitter.finish() if splitter else ():
+            self._add_line(source, line, now, is_end)
+
+    def _tell_hidden(self, floods: Iterable[tuple[Source, Hidden]], now: float) -> None:
+        for source, hidden in floods:
+            rank, stream = source
+            if hidden.size:
+                notice = _Line(stream, str(hidden), is_end=True, is_notice=True)
+                self._add(rank, notice, notice, now)
+            self._add_text(source, hidden.end, now, is_end=True)
+
+    def _show(self, groups: list[Group], now: float) -> None:
         for stream, run in groupby(groups, key=_stream_of):
-            if stream == "meeting":
-                continue
             if stream is not None:
-                self._sink.text(stream, "".join(self._line(ranks, e.payload) for ranks, e in run))
+                self._show_text(stream, list(run), now)
                 continue
             for ranks, entry in run:
                 self._show_rich(ranks, entry.payload)
 
-    def _line(self, ranks: tuple[int, ...], payload: Any) -> str:
-        text = payload[1]
+    def _show_text(self, stream: Stream, groups: list[Group], now: float) -> None:
+        lines = [self._line(ranks, entry.payload) for ranks, entry in groups]
+        room, size = self._gate.room(stream, now), sum(map(len, lines))
+        if size > room:
+            lines = self._hide(groups, lines, room, now)
+            size = sum(map(len, lines))
+        self._gate.spend(stream, size)
+        self._sink.text(stream, "".join(lines))
+
+    def _hide(self, groups: list[Group], lines: list[str], room: float, now: float) -> list[str]:
+        """The lines that can be shown; the others are hidden."""
+        shown = []
+        self._is_over_full = True
+        for (ranks, entry), text in zip(groups, lines, strict=True):
+            line: Any = entry.payload
+            room -= len(text)
+            if room >= 0 or line.is_end:
+                shown.append(text)
+            else:
+                for rank in ranks:
+                    self._gate.hide(rank, line.stream, line.text, now)
+        return shown
+
+    def _line(self, ranks: tuple[int, ...], line: Any) -> str:
+        text = f"{line.text}; {self._gate.place(ranks)}" if line.is_notice else line.text
         return f"{self._label(ranks)} {text}\n" if text else f"{self._label(ranks)}\n"
 
     def _show_rich(self, ranks: tuple[int, ...], payload: object) -> None:
@@ -139,19 +233,20 @@ class Printer:
 
     def _show_live(self, now: float) -> None:
         shown_at, shown = self._live
+        if now - shown_at < LIVE_EVERY:
+            return
         lines = [
-            f"{self._label((rank,))} {self._splitters[rank, stream].unfinished}"
+            f"{self._label((rank,))} {self._splitters[rank, stream].unfinished[-LIVE_LENGTH:]}"
             for (rank, stream), since in sorted(self._unfinished_since.items())
             if now - since >= LIVE_AFTER
         ]
-        if now - shown_at < LIVE_EVERY:
-            return
+        hidden = [f"{self._label((rank,))} {text}" for rank, text in self._gate.live(now)]
         self._live_may_change = len(lines) < len(self._unfinished_since)  # some are too young to be shown
-        if lines != shown:
-            self._live = (now, lines)
-            self._sink.live(lines)
+        if lines + hidden != shown:
+            self._live = (now, lines + hidden)
+            self._sink.live(lines + hidden)
 
 
-def _stream_of(group: Group) -> Stream | Literal["meeting"] | None:
+def _stream_of(group: Group) -> Stream | None:
     payload = group[1].payload
-    return payload[0] if isinstance(payload, tuple) else None
+    return payload.stream if isinstance(payload, _Line) else None

@@ -139,7 +139,7 @@ class Conductor:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
         while self._run.pending and not self._run.abandoned:
             self._step()
-        self._printer.close()
+        self._printer.close(time.monotonic())
 
     def _step(self) -> None:
         for rank, kind, what in self._receive():

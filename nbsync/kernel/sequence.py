@@ -72,6 +72,8 @@ class Sequencer:
     def feed_bytes(self, stream: StreamName, data: bytes) -> list[Item]:
         """Take what was read from a pipe; return what may be shown now."""
         pipe = self._pipes[stream]
+        if not pipe.fence and not pipe.held and b"\x00" not in data:  # no fence in it: the way of a flood
+            return [(stream, data)]
         pipe.held += data
         if not pipe.fence:
             self._flow(pipe)

@@ -10,7 +10,13 @@ Stream = Literal["stdout", "stderr"]
 
 
 class Sink(Protocol):
-    """Shows output of workers. Its methods are called by the thread that waits for the run."""
+    """Shows output of workers. Its methods are called by the thread that waits for the run.
+
+    Attributes:
+        is_limited: a flood would drown it.
+    """
+
+    is_limited: bool
 
     def text(self, stream: Stream, text: str) -> None:
         """Whole lines, labelled already."""
@@ -33,6 +39,8 @@ class Sink(Protocol):
 
 class TextSink:
     """Plain text to this process's stdout and stderr: scripts, terminals, tests."""
+
+    is_limited = False
 
     def text(self, stream: Stream, text: str) -> None:
         (sys.stdout if stream == "stdout" else sys.stderr).write(text)

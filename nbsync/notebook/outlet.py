@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from IPython import get_ipython
 
 from nbsync.kernel.sink import Stream, set_front_end
 
+_MOST_FLUSHES = 100  # in a second: each is a message, of which a server drops what is above 1,000 in a second
 _LABEL_STYLE = "color: gray; font-family: monospace"
 
 
@@ -20,15 +22,23 @@ class NotebookSink:
 
     def __init__(self) -> None:
         self._shell: Any = get_ipython()
+        self.is_limited = hasattr(self._shell, "kernel")
         self._live_id: str | None = None
         self._last: Any = None
+        self._flushes = (0.0, 0)  # since when, how many
 
     def text(self, stream: Stream, text: str) -> None:
         file = sys.stdout if stream == "stdout" else sys.stderr
-        if self._last not in (None, file):  # ipykernel sends each stream in its own time
+        if self._last not in (None, file) and self._may_flush():  # ipykernel sends each stream in its own time
             self._last.flush()
         self._last = file
         file.write(text)
+
+    def _may_flush(self) -> bool:
+        """Where the streams take turns too often, their order gives way."""
+        now, (since, count) = time.monotonic(), self._flushes
+        self._flushes = (since, count + 1) if now < since + 1 else (now, 1)
+        return self._flushes[1] <= _MOST_FLUSHES
 
     def display(
         self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool
@@ -42,7 +52,7 @@ class NotebookSink:
         self._shell.display_pub.clear_output(wait)
 
     def live(self, lines: Sequence[str]) -> None:
-        if not hasattr(self._shell, "kernel"):  # a terminal has no place for it
+        if not self.is_limited:  # a terminal has no place for it
             return
         update = self._live_id is not None
         self._live_id = self._live_id or f"nbsync-live-{secrets.token_hex(8)}"

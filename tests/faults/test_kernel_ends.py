@@ -29,7 +29,7 @@ def kernel(tmp_path: Path) -> Iterator[Notebook]:
         notebook.shutdown()
 
 
-@pytest.mark.parametrize("doing", ["idle", "loop", "barrier", "hold_gil", "stop", "data loader"])
+@pytest.mark.parametrize("doing", ["idle", "loop", "barrier", "hold_gil", "stop", "data loader", "flood"])
 def test_row_26_kernel_is_killed(kernel: Notebook, doing: str) -> None:
     """Whatever its workers do, they and their children are gone right after the kernel was killed."""
     cells = {
@@ -37,6 +37,7 @@ def test_row_26_kernel_is_killed(kernel: Notebook, doing: str) -> None:
         "barrier": "import torch\ndist.barrier() if rank == 0 else time.sleep(1000)",
         "hold_gil": "inject.hold_gil(600)",
         "stop": "inject.stop()",
+        "flood": "while True: inject.flood_stdout(1)",
         "data loader": f"{_LOADER}\ninject.fork_child()\ntime.sleep(1000)",
     }
     if doing != "idle":

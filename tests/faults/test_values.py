@@ -1,8 +1,10 @@
-"""Rows 29 to 34: values that cannot travel, reprs that fail, floods of output, code that breaks its process."""
+"""Rows 29 to 35: values that cannot travel, reprs that fail, floods of output, code that breaks its process."""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import time
 from pathlib import Path
 
@@ -151,14 +153,79 @@ def test_row_33_traceback_after_a_flood(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-@pytest.mark.xfail(strict=True, reason="row 33: a flood is shown whole; nothing is hidden, and no log is named")
 def test_row_33_flood_is_cut(pair: Ranks) -> None:
-    """Of 16 MB the front end gets a part, and is told of the rest; the kernel's memory stays bounded."""
+    """Of 64 MB the front end gets head and end, and is told of the rest and of its log; others are shown whole."""
+    pair.notebook.run("with open('/proc/self/clear_refs', 'w') as f: f.write('5')").ok()
     before = _resident(pair.notebook.pid)
-    outcome = pair.run("if rank == 1:\n    inject.flood_stdout(megabytes=16)", timeout=60)
-    assert len(outcome.stdout) < 4 * MEGABYTE
-    assert "hidden" in outcome.stdout + outcome.stderr
-    assert _resident(pair.notebook.pid) - before < 64 * MEGABYTE
+    cell = (
+        "if rank == 1:\n    print('head')\n    inject.flood_stdout(megabytes=64)\n    print('end')\nelse: print('calm')"
+    )
+    outcome = pair.run(cell, timeout=60).ok()
+    grown = _peak(pair.notebook.pid) - before
+    lines = outcome.stdout.splitlines()
+    assert {"[0] calm", "[1] head", "[1] end"} < set(lines)
+    assert lines[-1] == "[1] end" or lines[-2] == "[1] end"
+    assert len(outcome.stdout) < 2 * MEGABYTE
+    assert outcome.messages < 50 + 100 * outcome.seconds
+    assert grown < 64 * MEGABYTE, f"{grown / MEGABYTE:.0f} MB"
+    (log,) = [Path(line.split()[-1]) for line in lines if "lines hidden; the full log is" in line]
+    assert log.stat().st_size == 1025 * 819 * 80 + len("head\nend\n")  # whole lines, in blocks of 64 KB
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
+    pair.notebook.run("%nbsync restart").ok()
+    assert not log.parent.exists()
+
+
+def test_row_33_errors_are_whole(pair: Ranks) -> None:
+    """In and after a flood, what went to stderr and the error are shown whole, and the last lines."""
+    cell = (
+        "import sys\nfor i in range(4):\n    inject.flood_stdout(megabytes=2)\n    print('at', i, file=sys.stderr)\n"
+        "for i in range(100): print(i)\ninject.raise_error('row 33')"
+    )
+    outcome = pair.run(cell, timeout=60)
+    error = outcome.failed("ValueError")
+    assert "inject.raise_error('row 33')" in error.traceback
+    assert "lines hidden; the full log" in outcome.stdout
+    for rank in (0, 1):
+        mine = re.compile(rf"^\[(?:0-1|{rank})\] (.*)$", re.MULTILINE)
+        assert mine.findall(outcome.stderr) == [f"at {i}" for i in range(4)]
+        assert mine.findall(outcome.stdout)[-20:] == [str(i) for i in range(80, 100)]
+    pair.assert_whole()
+
+
+def test_row_33_streams_take_turns(pair: Ranks) -> None:
+    """A flood that alternates between the two streams does not become a flood of messages."""
+    cell = "import sys\nif rank == 1:\n    for i in range(10_000):\n        print(i); print(i, file=sys.stderr)"
+    outcome = pair.run(cell, timeout=60).ok()
+    everything = [f"[1] {i}" for i in range(10_000)]
+    assert outcome.stdout.splitlines() == outcome.stderr.splitlines() == everything
+    assert outcome.messages < 50 + 200 * outcome.seconds
+
+
+def test_row_33_endless_line(pair: Ranks) -> None:
+    """Output without any newline is bounded too, while it comes and at its end."""
+    outcome = pair.run("import os\nif rank == 1:\n    for _ in range(500): os.write(1, b'x' * 65536)", timeout=60).ok()
+    assert "bytes hidden; the full log is" in outcome.stdout
+    assert len(outcome.stdout) < 2 * MEGABYTE
+    assert sum(len(str(bundle)) for bundle in outcome.history) < MEGABYTE
+    pair.assert_whole()
+
+
+def test_row_35_disk_is_full_for_the_log(pair: Ranks) -> None:
+    """When the log of a flood cannot be written on, that is said once, and the cell goes on."""
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
+    pair.notebook.run(limit.format(MEGABYTE)).ok()
+    try:
+        outcome = pair.run("if rank == 1:\n    inject.flood_stdout(megabytes=16)\nrank", timeout=60).ok()
+    finally:
+        pair.notebook.run(limit.format("resource.RLIM_INFINITY")).ok()
+    assert outcome.texts == ["[0] 0", "[1] 1"]
+    (told,) = [line for line in outcome.stderr.splitlines() if "nbsync" in line]
+    assert "rank1" in told
+    assert "cannot be written: File too large" in told
+    assert "MB free" in told
+    assert "ends early" in outcome.stdout
+    pair.assert_whole()
 
 
 def test_row_33_flood_is_interrupted(pair: Ranks) -> None:
