@@ -15,6 +15,7 @@ from nbsync.kernel.run import Run
 from nbsync.kernel.state import Phase, WorldState
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.verdict import describe_exit
+from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import BarrierEvent, Done, Interrupt, Peek, Where
 
 
@@ -24,11 +25,13 @@ class Dispatch:
     Attributes:
         state: what is known of every rank.
         needs_heal: a rank's process group was cut, or the ranks are out of step; cleared by whoever heals.
+        folder: where the ranks note what they run, "" when there is none.
     """
 
     def __init__(self, backend: str) -> None:
         self.state = WorldState(backend)
         self.needs_heal = False
+        self.folder = ""
         self._processes: dict[int, Process] = {}
         self._active: dict[int, Run] = {}
         self._between: list[tuple[int, str, Any]] = []  # output that came while no run was there to show it
@@ -179,6 +182,11 @@ class Dispatch:
         process = self._processes.get(rank)
         if process is not None:
             process.signal(number)
+
+    def statement(self, rank: int, run: Run) -> Statement | None:
+        """The statement of its cell that `rank` runs, or ran when it ended; None when that is not known."""
+        found = read_box(self.folder, rank) if self.folder else None
+        return found if found is not None and found.run == run.number else None
 
     def shown(self, rank: int, size: int) -> None:
         """So many bytes of the output of `rank` were taken in: more may come."""

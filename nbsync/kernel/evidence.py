@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from nbsync.protocol.blackbox import Statement
 
 STOPPED = "stopped by a signal"
 DISK_SLEEP = "in uninterruptible sleep, as for a disk or file server that does not answer"
@@ -13,6 +17,27 @@ _STATES = {
     "D": DISK_SLEEP,
     "Z": "ended",
 }
+
+
+def last_line(statement: Statement | None, seen: str, crash: Iterable[str]) -> str:
+    """Where a rank was when it ended, as exactly as it is known; "" when it is not.
+
+    Args:
+        statement: the one of the cell that it ran.
+        seen: the line at which it was seen last, up to a second before.
+        crash: the stack that Python wrote when it crashed, innermost first.
+    """
+    if statement is not None:
+        here = re.compile(rf'\s*File "{re.escape(statement.file)}", line (\d+) ')
+        match = next((found for line in crash if (found := here.match(line))), None)
+        if match is not None:
+            return f"at {statement.at(int(match[1]))}"
+    if statement is None or not seen:
+        return f"seen last at {seen}" if seen else f"in the statement at {statement}" if statement else ""
+    name, _, number = seen.rpartition(", line ")
+    if name == statement.name:  # what was seen may be of an earlier statement
+        return f"seen last at {seen}" if int(number) > statement.line else f"in the statement at {statement}"
+    return f"in the statement at {statement}, seen last at {seen}"
 
 
 def resident_bytes(pid: int) -> int | None:

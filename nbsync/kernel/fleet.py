@@ -128,7 +128,7 @@ class Fleet:
         """Start the workers of `ranks` and wait until they are up."""
         assert self._rendezvous is not None
         seed = secrets.randbits(62) if self.plan.seed is None else self.plan.seed
-        scratch = str(self._scratch.path) if self._scratch.is_made else ""
+        scratch = self.traffic.folder = str(self._scratch.path) if self._scratch.is_made else ""
         specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life, scratch) for rank in ranks]
         start = self.traffic.new_run(ranks)
         try:

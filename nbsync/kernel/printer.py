@@ -100,6 +100,12 @@ class Printer:
         if rank == self._ranks[0]:
             self._add(rank, ("clear", object()), clear, now)
 
+    def crash_stack(self, rank: int) -> list[str]:
+        """The lines of the stack that Python wrote to the stderr of `rank` when it crashed, innermost first."""
+        lines = list(self._stderr.get(rank, ()))
+        crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
+        return [line for line in lines[crash:] if line.startswith("  File ")]
+
     def last_words(self, rank: int) -> list[str]:
         """The last lines that `rank` wrote to stderr, without the stack that Python writes when it crashes."""
         lines = list(self._stderr.get(rank, ()))

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.engines.base import Process
-from nbsync.kernel.evidence import oom_kills
+from nbsync.kernel.evidence import last_line, oom_kills
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.insist import Insistence
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
 from nbsync.kernel.pulse import Pulse
+from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
@@ -39,6 +40,8 @@ class Traffic(Protocol):
 
     def process(self, rank: int) -> Process: ...
 
+    def statement(self, rank: int, run: Run) -> Statement | None: ...
+
     def absent(self, run: Run, size: int) -> Mapping[int, str] | None: ...
 
 
@@ -48,7 +51,7 @@ class Run:
 
     Attributes:
         done: the answer of each rank that gave one.
-        exited: how the processes ended that did not; last_lines: where they were seen last; last_words: the end
+        exited: how the processes ended that did not; last_lines: where they were then; last_words: the end
             of their stderr.
         oom_kills: how many processes had been ended for want of memory when the run began.
         stuck: why no rank could go on, when they were released for that.
@@ -79,7 +82,7 @@ class Run:
         return [(rank, what) for rank, kind, what in items if kind == "message"]
 
     def note_exit(self, rank: int, exited: Exited, line: str = "", last_words: Sequence[str] = ()) -> None:
-        """The process of `rank` has ended; `line` is where it was seen last, `last_words` the end of its stderr."""
+        """The process of `rank` has ended; `line` is where it was then, `last_words` the end of its stderr."""
         self.last_words[rank] = tuple(last_words)
         self.exited[rank] = exited
         self.exit_times[rank] = time.monotonic()
@@ -188,7 +191,7 @@ class Conductor:
                     self._release(f"rank {rank} raised {message.failure.type_name}")
             case Exited():
                 self._printer.finish(rank, now)
-                self._run.note_exit(rank, message, self._lookout.last_line(rank), self._printer.last_words(rank))
+                self._run.note_exit(rank, message, self._last_line(rank), self._printer.last_words(rank))
                 self._release(f"rank {rank} ended")
 
     def _look(self, now: float) -> None:
@@ -241,6 +244,10 @@ class Conductor:
             "the variables there are lost by that"
         )
         self._run.abandoned = True
+
+    def _last_line(self, rank: int) -> str:
+        statement = self._traffic.statement(rank, self._run)
+        return last_line(statement, self._lookout.last_line(rank), self._printer.crash_stack(rank))
 
     def _pid(self, rank: int) -> int:
         return self._traffic.process(rank).pid

@@ -85,7 +85,7 @@ def _died(run: Run, rank: int, failures: Mapping[int, Failure]) -> WorkerDied:
 def _circumstances(run: Run, rank: int, signal_name: str | None) -> str:
     """Where the rank was seen last, why it was ended if the system tells, and what that means."""
     line = run.last_lines.get(rank)
-    text = f" (seen last at {line})" if line else ""
+    text = f" ({line})" if line else ""
     kills = oom_kills()
     if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
         text += " (out of memory: the system ended it)"

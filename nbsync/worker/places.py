@@ -28,10 +28,20 @@ _COLLECTIVE_FILES = (
 
 def describe_line(filename: str, lineno: int) -> str:
     """`Cell In[3], line 7` for a cell's code, `train.py, line 7` for a file."""
+    return f"{describe_file(filename)}, line {lineno}"
+
+
+def describe_file(filename: str) -> str:
+    """`Cell In[3]` for a cell's code, `train.py` for a file."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     name = shell.compile.format_code_name(filename) if shell is not None else None
-    return f"{' '.join(name) if name else os.path.basename(filename)}, line {lineno}"
+    return " ".join(name) if name else os.path.basename(filename)
+
+
+def first_line(code: CodeType) -> int:
+    """The line at which this code begins; a module's own number for that is always 1."""
+    return next((line for _, _, line in code.co_lines() if line), code.co_firstlineno)
 
 
 def is_users(code: CodeType) -> bool:

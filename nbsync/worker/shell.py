@@ -12,6 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from IPython.core.display_trap import DisplayTrap
@@ -43,12 +44,14 @@ class WorkerShell:
     Args:
         post: sends a message in its place among the output; it is given what makes the message from its number.
         on_error: told of an exception that ended a cell; returns whether its traceback is of no interest.
+        on_statement: told of the code of each statement of a cell, before it runs.
     """
 
     def __init__(
         self,
         post: Callable[[Callable[[int], Any]], None],
         on_error: Callable[[BaseException], bool],
+        on_statement: Callable[[CodeType], None],
     ) -> None:
         self._post, self._on_error = post, on_error
         self.shell: Any = _inherited_shell()
@@ -62,6 +65,7 @@ class WorkerShell:
         self._render_and_show = shell.showtraceback
         shell.showtraceback = self._show_traceback
         shell._showtraceback = self._keep_traceback
+        _tell_statements(shell, on_statement)
         shell.set_next_input = lambda *args, **kwargs: None
         shell.ask_exit = _refuse_exit
         shell.loop_runner = "asyncio"
@@ -227,6 +231,17 @@ def _inherited_shell() -> InteractiveShell:
     if InteractiveShell.initialized():
         return InteractiveShell.instance()
     return make_shell(sys.modules["__main__"])
+
+
+def _tell_statements(shell: Any, tell: Callable[[CodeType], None]) -> None:
+    """IPython compiles and runs the statements of a cell one by one."""
+    original = shell.run_code
+
+    async def run_code(code: CodeType, *args: Any, **kwargs: Any) -> Any:
+        tell(code)
+        return await original(code, *args, **kwargs)
+
+    shell.run_code = run_code
 
 
 def _cut_line_to_front_end(shell: Any) -> None:

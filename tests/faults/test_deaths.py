@@ -35,13 +35,30 @@ def test_row_05_segfault(pair: Ranks) -> None:
     pair.bring_back(1)
 
 
-@pytest.mark.xfail(strict=True, reason="row 05: the error does not name the last line of the cell")
-def test_row_05_last_line_is_told(pair: Ranks) -> None:
-    """The error itself says at which line of the cell the rank was when it crashed."""
-    outcome = pair.run("x = 1\nif rank == 1:\n    inject.segfault()")
+_AT = "at Cell In[{}], line 6"
+_IN = "in the statement at Cell In[{}], line 4"
+_EXIT = "in the statement at Cell In[{}], line 6"
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("inject.segfault()", _AT),
+        ("inject.abort()", _AT),
+        ("inject.kill(signal.SIGBUS)", _AT),
+        ("inject.exit_process(3)", _EXIT),
+        ("os._exit(3)", _EXIT),
+        ("inject.kill()", _IN),
+        ("inject.c_exit(3)", _IN),
+    ],
+)
+def test_row_05_last_line_is_told(pair: Ranks, end: str, told: str) -> None:
+    """The error says at which line of the cell the rank was when it ended, however soon that was."""
+    outcome = pair.run(f"x = 1\nx = 2\nif rank == 1:\n    x = 3\n    {end}\ny = 1")
+    told = told.format(outcome.number)
     error = outcome.failed("WorkerDied")
     try:
-        assert f"Cell In[{outcome.number}], line 4" in error.evalue
+        assert f"({told})" in error.evalue
     finally:
         pair.bring_back(1)
 
