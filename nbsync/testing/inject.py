@@ -31,6 +31,7 @@ from nbsync.testing.objects import Crashing as Crashing
 from nbsync.testing.objects import FailingRepr as FailingRepr
 from nbsync.testing.objects import HangingRepr as HangingRepr
 from nbsync.testing.objects import HugeRepr as HugeRepr
+from nbsync.testing.objects import SlowData as SlowData
 from nbsync.testing.objects import Unpicklable as Unpicklable
 from nbsync.testing.schedule import FAULTS as FAULTS
 from nbsync.testing.schedule import Fault as Fault
@@ -164,17 +165,8 @@ def load_data_forever(num_workers: int = 2) -> None:
     """Iterate a slow DataLoader with workers of its own."""
     from torch.utils.data import DataLoader
 
-    for _ in DataLoader(_SlowData(), num_workers=num_workers):  # type: ignore[arg-type]
+    for _ in DataLoader(SlowData(), num_workers=num_workers):  # type: ignore[arg-type]
         pass
-
-
-class _SlowData:
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> int:
-        time.sleep(0.05)
-        return index
 
 
 def swallow_interrupts(seconds: float = _FOREVER, times: int = 1_000_000) -> int:

@@ -66,3 +66,14 @@ def _run(fault: str) -> None:
     from nbsync.testing import inject  # it imports this module
 
     getattr(inject, fault)()
+
+
+class SlowData:
+    """A data set that takes 50 ms for each item."""
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.05)
+        return index
