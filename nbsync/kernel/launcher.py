@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -49,6 +50,7 @@ def notebook_launcher(
     start_method: str = "auto",
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    session: Session | None = None,
 ) -> list[Any]:
     """Run `function(*args)` on several ranks of this machine and return what each returned.
 
@@ -78,6 +80,9 @@ def notebook_launcher(
         start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         timeout: seconds for the whole call; None for no limit.
         env: variables to set in the workers, over everything else.
+        session: run it on this session's live workers instead of fresh ones, as `session.call(function, *args)`: what
+            it leaves in the notebook's variables (`global model`) is there in the next cell. The process group is
+            there too. Only `args` and `timeout` can be given with it, and `num_processes` if it is the session's.
 
     Returns:
         The return values, one per rank. CUDA tensors arrive as CPU tensors.
@@ -89,7 +94,11 @@ def notebook_launcher(
         WorkerError: a rank raised; it is also of the original exception's type. WorkerDied: its process ended.
         RunTimeout: `timeout` was reached. KeyboardInterrupt: it was interrupted.
     """
+    arguments = dict(locals())
     _check_function(function, args)
+    if session is not None:
+        _check_with_session(session, arguments)
+        return Results(session.call(function, *args, timeout=timeout))
     _check_nodes(node_rank, num_nodes, rdzv_backend, rdzv_conf)
     _check_numbers(max_restarts, monitor_interval)
     check_start_method(start_method)
@@ -127,6 +136,24 @@ def _check_function(function: Any, args: Any) -> None:
         raise UsageError(f"function must be callable, got {type(function).__name__}")
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         raise UsageError(f"args must be a tuple of arguments, got {args!r}: write args=({args!r},)")
+
+
+def _check_with_session(session: Any, arguments: Mapping[str, Any]) -> None:
+    if not isinstance(session, Session):
+        raise UsageError(f"session must be an nbsync.Session, got {session!r}: `nbsync.session()` is the current one")
+    if arguments["num_processes"] not in (None, session.world_size):
+        raise UsageError(
+            f"num_processes is {arguments['num_processes']}, but the session has {session.world_size} ranks: "
+            "leave it out, or leave out session"
+        )
+    taken = ("function", "args", "num_processes", "timeout", "session")
+    parameters = inspect.signature(notebook_launcher).parameters
+    idle = [name for name, value in arguments.items() if name not in taken and value != parameters[name].default]
+    if idle:
+        raise UsageError(
+            f"{', '.join(idle)} would have no effect on the workers of a session, which run already: "
+            "leave that out, or leave out session"
+        )
 
 
 def _check_nodes(node_rank: int, num_nodes: int, rdzv_backend: str, rdzv_conf: Mapping[str, Any] | None) -> None:

@@ -19,6 +19,7 @@ from nbsync.kernel.methods import check_start_method
 from nbsync.kernel.plan import Plan, checked_env
 from nbsync.kernel.results import show_results
 from nbsync.kernel.sink import Sink, make_sink, tell
+from nbsync.kernel.sources import sources_of
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.protocol.messages import Pull, Push, RunCall, RunCell, Where
 from nbsync.protocol.serial import pack
@@ -176,8 +177,9 @@ class Session:
             Others as `run_cell`.
         """
         call = pack((function, args, kwargs), self._fleet.common)
+        sources = sources_of([function, *args, *kwargs.values()])
         note = f"runs {_name(function)}()"
-        return ask_for_values(self._fleet, lambda n: RunCall(n, call), ranks, note=note, timeout=timeout)
+        return ask_for_values(self._fleet, lambda n: RunCall(n, call, sources), ranks, note=note, timeout=timeout)
 
     def call_inherited(self, timeout: float | None = None) -> list[Any]:
         """Call the function that the workers inherited by the fork, on all ranks."""
@@ -191,8 +193,8 @@ class Session:
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
         fleet = self._fleet
-        packed = pack(dict(values), fleet.common)
-        raise_for(fleet, ask(fleet, lambda n: Push(n, packed), ranks, make_sink(), note="receives variables"))
+        packed, sources = pack(dict(values), fleet.common), sources_of(values.values())
+        raise_for(fleet, ask(fleet, lambda n: Push(n, packed, sources), ranks, make_sink(), note="receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
         """Fetch variables, or any expressions, from `ranks`.

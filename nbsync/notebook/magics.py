@@ -10,7 +10,7 @@ from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError
+from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.notebook import arguments, outlet
 from nbsync.notebook.background import run_in_background
@@ -173,6 +173,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         except arguments.HelpShown:
             return
         except _PLAIN as error:
+            if isinstance(error, WorkerError):  # a rank's, of this type too: it shows the line of the cell
+                raise
             raise IPythonUsageError(str(error)) from None
 
     def _session(self, size: int | None = None) -> Any:

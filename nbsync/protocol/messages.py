@@ -40,15 +40,31 @@ class RunCell(Request):
 
 
 @dataclass(frozen=True)
+class Source:
+    """A cell's code, for the tracebacks of functions that were defined in it.
+
+    Attributes:
+        name: the file name that their code objects have.
+        number: the N of `In [N]`, if it has one.
+    """
+
+    name: str
+    number: int | None
+    text: str
+
+
+@dataclass(frozen=True)
 class RunCall(Request):
     """Call a function: the one inherited by the fork when `call` is None."""
 
     call: Payload | None = None
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
 class Push(Request):
     values: Payload
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)

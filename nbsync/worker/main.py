@@ -52,6 +52,7 @@ from nbsync.worker.places import describe_file, end_at_users_line, first_line, i
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
+from nbsync.worker.standing import keep_default_group
 from nbsync.worker.streams import Streams
 from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
@@ -172,6 +173,7 @@ class Worker:
                 torch.cuda.set_device(world.device)
             if self.spec.init_group:
                 self.groups.join(self.spec.backend, world.device, self.spec.life)
+                keep_default_group(self.shell.namespace)
             self.shell.namespace.update(
                 world=world,
                 rank=world.rank,
@@ -214,10 +216,12 @@ class Worker:
         match request:
             case RunCell(_, code, count):
                 return self.shell.run_cell(code, count), None
-            case RunCall(_, call):
+            case RunCall(_, call, sources):
+                self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
                 return CellOutcome(), pack(function(*args, **kwargs))
-            case Push(_, values):
+            case Push(_, values, sources):
+                self.shell.learn(sources)
                 self.shell.namespace.update(unpack(values))
                 return CellOutcome(), None
             case Pull(_, names):

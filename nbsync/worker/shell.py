@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import getpass
 import json
+import linecache
 import os
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from nbsync.protocol.messages import ClearOutput, Display
+from nbsync.protocol.messages import ClearOutput, Display, Source
 
 Bundle = tuple[dict[str, Any], dict[str, Any]]
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
@@ -92,6 +93,14 @@ class WorkerShell:
         if error is None:
             return CellOutcome(result=self._hook.take())
         return CellOutcome(error=error, traceback=self._traceback)
+
+    def learn(self, sources: Sequence[Source]) -> None:
+        """Take the code of notebook cells that ran since the start, for tracebacks."""
+        for source in sources:
+            lines = source.text.splitlines(keepends=True)
+            linecache.cache[source.name] = (len(source.text), None, lines, source.name)
+            if source.number is not None:
+                self.shell.compile._filename_map[source.name] = source.number
 
     def render(self, error: BaseException, skip: int = 0) -> list[str]:
         """The traceback of `error` as IPython shows it, without its `skip` outermost frames."""
