@@ -52,7 +52,7 @@ from nbsync.worker.places import describe_file, end_at_users_line, first_line, i
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
-from nbsync.worker.standing import keep_default_group
+from nbsync.worker.standing import keep_default_group, meet_anew_each_time
 from nbsync.worker.streams import Streams
 from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
@@ -163,6 +163,7 @@ class Worker:
             if "nccl" not in self.spec.backend:
                 see_cpu_worlds()
             self.groups.install()
+            meet_anew_each_time()
             self.watch.install()
             torch.set_num_threads(self.spec.threads)
             use_text_bars()

@@ -1,16 +1,20 @@
-"""The process group of a session stands from its start to its end, whatever the code in its cells was written for.
+"""The default process group in programs that make and destroy it themselves.
 
-Programs for `torchrun` make the group in their first lines and destroy it in their last. In a cell the first is an
-error that says what to write; the last does nothing, as `Accelerator.end_training` may call it far from the user's eye.
+In a launched function they may, as often as they like. The group of a session stands from its start to its end,
+whatever the code in its cells was written for: making it is an error there that says what to write, and destroying it
+does nothing, as `Accelerator.end_training` may do that far from the user's eye.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from nbsync.errors import UsageError
@@ -23,6 +27,23 @@ _EXISTS = (
     "Another backend: `%nbsync stop`, then `%nbsync start --backend NAME`"
 )
 _STAYS = "the process group belongs to the session and stays: `%nbsync stop` ends it with the workers"
+
+
+def meet_anew_each_time() -> None:
+    """Give each default group that the user's code makes a namespace of its own in the store.
+
+    torch gives all of them the same names: a rank that makes its second group before the others do would find the
+    addresses of their first.
+    """
+    rendezvous, numbers = c10d.rendezvous, itertools.count()
+
+    @functools.wraps(rendezvous)
+    def meet(*args: Any, **kwargs: Any) -> Iterator[tuple[Store, int, int]]:
+        number = next(numbers)
+        for store, rank, size in rendezvous(*args, **kwargs):
+            yield PrefixStore(f"nbsync/group-{number}", store) if number else store, rank, size
+
+    c10d.rendezvous = meet
 
 
 def keep_default_group(namespace: dict[str, Any]) -> None:

@@ -148,18 +148,21 @@ both, pair in dist.distributed_c10d._world.pg_map"""
 
 
 def test_a_launched_function_makes_and_destroys_the_group_itself(notebook: Notebook) -> None:
-    """As in a torchrun script, unchanged; once more in the same function."""
+    """As in a torchrun script, unchanged; and again, where a rank is early and the store has the others' old group."""
     code = """
+import os, time
 import torch
 import torch.distributed as dist
 from nbsync import notebook_launcher
 def main():
     found = []
-    for turn in range(2):
+    for turn in range(4):
+        if int(os.environ["RANK"]) == turn % 2:
+            time.sleep(0.1)  # the other one is at the store by then
         dist.init_process_group("gloo")
         dist.all_reduce(tensor := torch.ones(1))
         dist.destroy_process_group()
         found.append(tensor.item())
     return found, dist.is_initialized()
 notebook_launcher(main, num_processes=2)"""
-    assert notebook.run(code).ok().stdout == "[([2.0, 2.0], False), ([2.0, 2.0], False)]\n"
+    assert notebook.run(code).ok().stdout == "[([2.0, 2.0, 2.0, 2.0], False), ([2.0, 2.0, 2.0, 2.0], False)]\n"
