@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from nbsync.kernel.current import session
+    from nbsync.kernel.forkcheck import check_fork
     from nbsync.kernel.launcher import notebook_launcher
     from nbsync.kernel.session import Session
     from nbsync.worker.logs import get_logger
@@ -53,6 +54,7 @@ __all__ = [
     "WorkerDied",
     "WorkerError",
     "World",
+    "check_fork",
     "get_logger",
     "notebook_launcher",
     "session",
@@ -62,6 +64,7 @@ __all__ = [
 _HOMES = {
     "Session": "nbsync.kernel.session",
     "World": "nbsync.worker.world",
+    "check_fork": "nbsync.kernel.forkcheck",
     "get_logger": "nbsync.worker.logs",
     "notebook_launcher": "nbsync.kernel.launcher",
     "session": "nbsync.kernel.current",
@@ -85,6 +88,7 @@ def __dir__() -> list[str]:
 
 def _show_in_notebook() -> None:
     """Where IPython runs, the workers' output goes there, also without `%load_ext nbsync`."""
+    import_module("nbsync.kernel.culprit").watch()
     ipython = sys.modules.get("IPython")
     if ipython is not None and ipython.get_ipython() is not None:
         import_module("nbsync.notebook.outlet").install()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import queue
 import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from nbsync.errors import NoSession, StartError, describe_ranks
+from nbsync.errors import NoSession, StartError
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
-from nbsync.kernel.hub import Exited
 from nbsync.kernel.logs import Logs
 from nbsync.kernel.plan import Plan, make_spec
 from nbsync.kernel.printer import Printer
@@ -22,14 +20,13 @@ from nbsync.kernel.run import Conductor, Run
 from nbsync.kernel.scratch import Scratch, sweep
 from nbsync.kernel.sigint import sigint_later, sigint_to
 from nbsync.kernel.sink import Sink
+from nbsync.kernel.startup import NotAlive, Startup
 from nbsync.kernel.state import Phase
 from nbsync.kernel.switchboard import hub
-from nbsync.kernel.verdict import describe_exit
-from nbsync.protocol.messages import Begin, Ready, Request, Stop
+from nbsync.protocol.messages import Begin, Request, Stop
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call
 
-START_LIMIT = 60.0  # seconds until every rank must have come up
 STOP_GRACE = 0.5  # seconds for an idle rank to end by itself
 KILL_LIMIT = 30.0  # seconds; only a process in uninterruptible sleep outlives SIGKILL
 
@@ -125,7 +122,15 @@ class Fleet:
             self._guard.watch(process.pid for process in self.traffic.alive(self.traffic.processes()))
 
     def _bring_up(self, ranks: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Start the workers of `ranks` and wait until they are up."""
+        """Start the workers of `ranks` and wait until they are up; if forked ones hang, once more without a fork."""
+        try:
+            self._start_workers(ranks, meanwhile)
+        except NotAlive as error:
+            if not self._engine.avoid_fork(str(error)):
+                raise
+            self._start_workers(ranks, meanwhile)
+
+    def _start_workers(self, ranks: Sequence[int], meanwhile: Callable[[], None]) -> None:
         assert self._rendezvous is not None
         seed = secrets.randbits(62) if self.plan.seed is None else self.plan.seed
         scratch = self.traffic.folder = str(self._scratch.path) if self._scratch.is_made else ""
@@ -140,33 +145,13 @@ class Fleet:
             self._rendezvous.serve(self.size)
             for rank in ranks:
                 self.traffic.send(rank, Begin())
+            startup = Startup(start, self.traffic, self._engine.method)
+            startup.wait_until_alive()
             meanwhile()
-            self._wait_until_up(start)
+            startup.wait_until_up()
         except BaseException:  # also an interrupt
             self._end(self.traffic.processes(ranks))
             raise
-
-    def _wait_until_up(self, start: Run) -> None:
-        missing = set(start.ranks)
-        deadline = time.monotonic() + START_LIMIT
-        said: list[bytes] = []
-        while missing:
-            try:
-                rank, kind, what = start.inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                late = describe_ranks(sorted(missing))
-                raise StartError(f"{late} did not come up in {START_LIMIT:.0f} s{_quoted(said)}") from None
-            match what:
-                case Ready(_, None):
-                    missing.discard(rank)
-                    self.traffic.up(rank, start)
-                case Ready(_, failure) if failure is not None:
-                    raise StartError(f"rank {rank} could not start:\n" + "\n".join(failure.traceback))
-                case Exited(_, status):
-                    raise StartError(f"rank {rank} {describe_exit(status)} while it started{_quoted(said)}")
-                case bytes():
-                    said.append(what)
-                    self.traffic.keep((rank, kind, what))
 
     def _end(self, processes: Sequence[Process]) -> None:
         """Ask those that are idle; end the others, and what is left, by force."""
@@ -219,9 +204,3 @@ class Fleet:
                 if run.exited:
                     self._watch()
         return run
-
-
-def _quoted(said: list[bytes]) -> str:
-    """The end of what workers wrote before they failed to start."""
-    text = b"".join(said).decode(errors="replace").strip()
-    return f". It said:\n{text[-2000:]}" if text else ""

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from nbsync.errors import StartError, UsageError
+from nbsync.kernel.culprit import initialised
 
 METHODS = ("auto", "fork", "forkserver", "spawn")
 
@@ -24,15 +25,19 @@ def check_start_method(start_method: str) -> None:
         raise UsageError(f"start_method must be one of {', '.join(METHODS)}, got {start_method!r}")
 
 
-def choose_method(start_method: str) -> Choice:
+def choose_method(start_method: str, obstacle: str = "") -> Choice:
     """The method to start workers by, now.
+
+    Args:
+        start_method: as the user chose it.
+        obstacle: why a fork does not work, as far as it was tried; "" when it was not, or worked.
 
     Raises:
         StartError: "fork" was asked for, and cannot work.
     """
     if start_method in ("forkserver", "spawn"):
         return Choice(start_method)
-    obstacle = why_not_fork()
+    obstacle = obstacle or why_not_fork()
     if start_method == "fork":
         if obstacle:
             raise StartError(
@@ -49,10 +54,6 @@ def why_not_fork() -> str:
     """Why a process forked from this notebook could not work; "" when it could."""
     if sys.platform == "darwin":
         return "macOS's system libraries do not survive a fork"
-    import torch
-
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return "CUDA is already initialised in this kernel"
-    if torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
-        return "XPU is already initialised in this kernel"
+    for runtime, place in initialised().items():
+        return f"{runtime} is already initialised in this kernel" + (f" ({place})" if place else "")
     return ""

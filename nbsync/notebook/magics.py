@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError
+from nbsync.kernel import culprit
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.notebook import arguments, outlet
 from nbsync.notebook.background import run_in_background
@@ -253,6 +254,7 @@ def register(shell: InteractiveShell) -> None:
     """Add the magics to the shell, and show the workers' output in it."""
     shell.register_magics(NbsyncMagics)
     outlet.install()
+    culprit.watch()
 
 
 def unregister(shell: InteractiveShell) -> None:

@@ -119,6 +119,11 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """The worker runs, and has computed with several threads: what did not survive the fork would have shown."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """The worker is up. `failure` says why it is not usable, if so."""
 

@@ -21,6 +21,7 @@ from nbsync.errors import NbsyncError
 from nbsync.protocol.blackbox import BlackBox, Statement
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.messages import (
+    Alive,
     BarrierEvent,
     Begin,
     Done,
@@ -56,6 +57,8 @@ from nbsync.worker.standing import keep_default_group, meet_anew_each_time
 from nbsync.worker.streams import Streams
 from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
+
+_PARALLEL = 1 << 16  # elements: enough for torch to share them among two threads
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ class Worker:
             meet_anew_each_time()
             self.watch.install()
             torch.set_num_threads(self.spec.threads)
+            torch.ones(_PARALLEL).add_(1)  # if the pool of threads did not survive a fork, it hangs here
+            self.channel.send(Alive())
             use_text_bars()
             seed_rank(self.spec.seed, self.spec.rank)
             set_reporter(_Reporter(self.channel.send, self.streams.meet))

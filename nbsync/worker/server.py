@@ -65,7 +65,7 @@ def _help(shell: Any, sock: socket.socket, count: int, apart: bool, server: int)
     arrived = _Arrival(shell, luggage[0])
     if not apart:
         arrived.run_in_thread()
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized() or torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
             send(sock, Answer(spoiled=True))
             return
     os.dup2(stdout, 1), os.dup2(stderr, 2)

@@ -58,7 +58,13 @@ class Process:
 
 
 class Engine(Protocol):
-    """Starts workers: all of them or none."""
+    """Starts workers: all of them or none.
+
+    Attributes:
+        method: how the last ones were started, e.g. "fork".
+    """
+
+    method: str
 
     def prepare(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> None:
         """Do beforehand what may take long, and may be interrupted.
@@ -79,4 +85,8 @@ class Engine(Protocol):
         Raises:
             StartError: some could not be started; none is left running.
         """
+        ...
+
+    def avoid_fork(self, reason: str) -> bool:
+        """Forked workers did not live. Returns whether the next start will do without a fork."""
         ...

@@ -33,11 +33,12 @@ class LocalEngine:
     def __init__(self, start_method: str = "auto") -> None:
         self.method = ""
         self._start_method = start_method
+        self._obstacle = ""  # found by trying
         self._luggage = -1
 
     def prepare(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> None:
         """Decide how to start, and pack what forks need not. See `Engine.prepare`."""
-        choice = choose_method(self._start_method)
+        choice = choose_method(self._start_method, self._obstacle)
         if choice.note and choice.method != self.method:
             tell(make_sink(), choice.note)
         self.method = choice.method
@@ -63,6 +64,13 @@ class LocalEngine:
         for wire in wires:
             wire.close_worker_ends()
         return started
+
+    def avoid_fork(self, reason: str) -> bool:
+        """Let "auto" take the fork server from now on. See `Engine.avoid_fork`."""
+        if self._start_method != "auto" or self.method != "fork":
+            return False
+        self._obstacle = reason.splitlines()[0].partition(":")[0]
+        return True
 
     def _start_all(
         self,
