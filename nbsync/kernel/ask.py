@@ -76,9 +76,10 @@ def ask_for_values(
         WorkerError, WorkerDied, RunTimeout, KeyboardInterrupt: as `raise_for`.
         TransferError: a value cannot be rebuilt here.
     """
-    run = ask(fleet, make_request, ranks, make_sink(), note=note, timeout=timeout)
+    sink = make_sink()
+    run = ask(fleet, make_request, ranks, sink, note=note, timeout=timeout)
     raise_for(fleet, run)
-    return [unpack_value(rank, run.done[rank], fleet.common) for rank in run.ranks]
+    return [unpack_value(rank, run.done[rank], fleet.common, partial(tell, sink)) for rank in run.ranks]
 
 
 def raise_for(fleet: Fleet, run: Run) -> None:

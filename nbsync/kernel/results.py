@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -11,8 +12,9 @@ from nbsync.errors import TransferError, WorkerError, describe_ranks
 from nbsync.kernel.plan import Plan
 from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink
+from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol.messages import Done
-from nbsync.protocol.serial import Common, unpack
+from nbsync.protocol.serial import Common
 
 
 def show_results(run: Run, sink: Sink, plan: Plan) -> None:
@@ -29,18 +31,23 @@ def show_results(run: Run, sink: Sink, plan: Plan) -> None:
             sink.display(plan.label(tuple(rank for rank, _ in pairs)), *result, None, False)
 
 
-def unpack_value(rank: int, done: Done, common: Common) -> Any:
+def unpack_value(rank: int, done: Done, common: Common, notify: Callable[[str], None]) -> Any:
     """What `rank` returned.
+
+    Args:
+        notify: tells the user something, in one line.
 
     Raises:
         TransferError: it cannot be rebuilt here.
+        KeyboardInterrupt: rebuilding it took long, and was interrupted.
     """
     if done.value is None:
         return None
+    name = describe_ranks([rank])
     try:
-        return unpack(done.value, common)
+        return unpack_safely(done.value, common, lambda line: notify(f"{name}: {line}"))
     except TransferError as error:
-        raise TransferError(f"{describe_ranks([rank])}: {error}") from error
+        raise TransferError(f"{name}: {error}") from error
 
 
 def add_hint(error: BaseException) -> None:

@@ -72,8 +72,13 @@ def set_common(common: Common) -> None:
     _common = common
 
 
-def _find_common(name: str) -> Any:
+def find_common(name: str) -> Any:
+    """What both sides know as `name`. Pickles name this function."""
     return getattr(_in_use, "common", _common).objects[name]
+
+
+class Unfamiliar(Exception):
+    """A pickle holds something of which it is not known that it is harmless; the argument names it."""
 
 
 def pack(value: Any, common: Common | None = None) -> Payload:
@@ -95,15 +100,18 @@ def pack(value: Any, common: Common | None = None) -> Payload:
     return Payload(file.getvalue(), tuple(buffers))
 
 
-def unpack(payload: Payload, common: Common | None = None) -> Any:
+def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[..., Any] = dill.Unpickler) -> Any:
     """Rebuild a user's object. `common` as in `pack`.
 
     Raises:
         TransferError: it cannot be rebuilt here.
+        Unfamiliar: by an unpickler of `nbsync.protocol.familiar`.
     """
     _in_use.common = common or _common
     try:
-        return dill.loads(payload.pickled, buffers=payload.buffers)
+        return unpickler(io.BytesIO(payload.pickled), buffers=payload.buffers).load()
+    except Unfamiliar:
+        raise
     except Exception as error:  # a user's __setstate__ may raise anything
         raise TransferError(
             f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}"
@@ -144,7 +152,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
     def reducer_override(self, obj: Any) -> Any:
         name = self._known.name_of(obj)
         if name is not None:
-            return _find_common, (name,)
+            return find_common, (name,)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
         if isinstance(obj, type | types.FunctionType) and _is_importable(obj):
@@ -203,6 +211,15 @@ def _find_culprit(value: Any, path: str = "the value", depth: int = 0) -> tuple[
         if not _packs(part):
             return _find_culprit(part, path + step, depth + 1)
     return path, value
+
+
+def path_to(part: Any, value: Any, path: str = "the value", depth: int = 0) -> str | None:
+    """How `part` is reached from `value`, e.g. "the value['a'][1]"; None if it is not found."""
+    if part is value:
+        return path
+    steps = _parts(value) if depth < 8 else ()
+    found = (path_to(part, inner, path + step, depth + 1) for step, inner in steps)
+    return next((way for way in found if way is not None), None)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -73,13 +73,48 @@ def test_row_30_crashes_when_pickled(pair: Ranks, fault: str, told: str) -> None
     pair.bring_back(1)
 
 
-@pytest.mark.xfail(strict=True, reason="row 30: unpickling user's objects in the kernel is not guarded")
-@pytest.mark.parametrize("fault", ["exit_process"])
-def test_row_30_crashes_when_unpickled(fresh_notebook: object, fault: str) -> None:
-    """An object that ends the process in unpickling does not end the kernel."""
-    pair = Ranks(fresh_notebook, 2)  # type: ignore[arg-type]
-    pair.run(f"from nbsync.testing import inject\nvalue = inject.Crashing('unpickle', '{fault}')").ok()
-    _pull(pair).failed()
+@pytest.mark.parametrize(
+    ("fault", "told"), [("exit_process", "exit code 3"), ("segfault", "SIGSEGV"), ("kill", "KILL")]
+)
+def test_row_30_crashes_when_unpickled(pair: Ranks, fault: str, told: str) -> None:
+    """An object that ends the process in unpickling does not end the kernel; rank, place and cause are told."""
+    cell = (
+        "value = {'good': inject.Crashing('never', ''), "
+        f"'bad': [1, inject.Crashing('unpickle', '{fault}')]}} if rank == 1 else 0"
+    )
+    pair.run(cell).ok()
+    error = _pull(pair).failed("TransferError").evalue
+    assert error.startswith("rank 1: the value[0]['bad'][1] cannot be unpickled: ")
+    assert told in error
+    assert "objects._rebuild_crashing" in error
+    pair.assert_whole()
+
+
+def test_row_30_hangs_in_c(pair: Ranks) -> None:
+    """What hangs in C code, deaf to interrupts, does not hang the kernel; after a second the user is told."""
+    pair.run("value = inject.Crashing('unpickle', 'hold_gil')").ok()
+    pair.notebook.start(_PULL.format(ranks="1"))
+    pair.notebook.wait_for_output("rank 1: a value takes long to unpickle", GUARD)
+    begin = time.monotonic()
+    pair.notebook.interrupt()
+    error = pair.notebook.wait(GUARD).failed("KeyboardInterrupt")
+    assert time.monotonic() - begin < 2
+    assert "objects._rebuild_crashing" in error.evalue
+    pair.assert_whole()
+
+
+def test_row_30_own_classes_come_back(pair: Ranks) -> None:
+    """Objects that rebuild themselves arrive as they were, and are of the notebook's own classes."""
+    pair.notebook.run(
+        "class Own:\n    def __init__(self, n): self.n = n\n    def __setstate__(self, state): self.n = state['n'] + 1"
+    ).ok()
+    pair.notebook.run("%nbsync restart").ok()
+    pair.run("from nbsync.testing import inject\nvalue = [Own(rank), lambda n=rank: n + 40]").ok()
+    shown = pair.notebook.run("import nbsync\nvalues = nbsync.session().pull('value')").ok()
+    assert not shown.stderr
+    check = "[(type(own) is Own, own.n, f()) for own, f in values]"
+    assert pair.notebook.run(check).ok().texts == ["[(True, 1, 40), (True, 2, 41)]"]
+    pair.assert_next()
 
 
 @pytest.mark.parametrize("when", ["pickle", "unpickle"])

@@ -1,0 +1,138 @@
+"""Unpickles users' objects without risk for the kernel: what is unfamiliar is tried first, in a process made for it.
+
+An object may end the process that unpickles it, or hold it up for ever, in C code that no interrupt reaches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from nbsync.errors import Interrupted, TransferError
+from nbsync.kernel.forker import fork, run_in_forker
+from nbsync.kernel.sigint import sigint_later
+from nbsync.kernel.verdict import describe_exit
+from nbsync.protocol.familiar import FamiliarUnpickler, ReportingUnpickler, find_path
+from nbsync.protocol.messages import Payload
+from nbsync.protocol.serial import Common, Unfamiliar, unpack
+
+_PR_SET_PDEATHSIG = 1
+_LONG = 1.0  # seconds until the user is told what takes so long
+_END = b"\0"
+
+
+def unpack_safely(payload: Payload, common: Common, notify: Callable[[str], None]) -> Any:
+    """Rebuild an object that a rank has sent.
+
+    Args:
+        notify: tells the user something, in one line.
+
+    Raises:
+        TransferError: it cannot be rebuilt, or it ends the process that does.
+        KeyboardInterrupt: it took long, and the user gave it up.
+    """
+    try:
+        return unpack(payload, common, FamiliarUnpickler)
+    except Unfamiliar as strange:
+        _try_out(payload, common, str(strange), notify)
+    return unpack(payload, common)
+
+
+def _try_out(payload: Payload, common: Common, first: str, notify: Callable[[str], None]) -> None:
+    """Unpickle it in a child of the kernel. That it raises there is no danger here.
+
+    Args:
+        first: the first unfamiliar thing in it.
+    """
+    said = bytearray()
+    out, into = os.pipe()
+    pid = 0
+    try:
+        with sigint_later():  # no child may be started and forgotten
+            pid = run_in_forker(lambda: fork(partial(_be_trial, payload, common, out, into)))
+        os.close(into)
+        into = -1
+        _listen(out, said, notify)
+    except OSError:  # no process can be made: then without
+        return
+    except KeyboardInterrupt:
+        raise Interrupted([f"while a value was unpickled, in {_last(said) or first}"]) from None
+    finally:
+        status = _end(pid)
+        for fd in (out, into):
+            if fd >= 0:
+                os.close(fd)
+    if not said.endswith(_END):
+        raise TransferError(_describe(payload, common, _last(said) or first, _count(said), status))
+
+
+def _end(pid: int) -> int:
+    """End the trial, if it has not ended. Returns how it did."""
+    if not pid:
+        return 0
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def _describe(payload: Payload, common: Common, name: str, number: int, status: int) -> str:
+    path = find_path(payload, common, name, number) or "a part of the value"
+    return (
+        f"{path} cannot be unpickled: the process that tried it {describe_exit(status)}, in {name}. "
+        "That was a copy made for this: the notebook and the rank are unharmed"
+    )
+
+
+def _listen(out: int, said: bytearray, notify: Callable[[str], None]) -> None:
+    """Take in what the trial reports, until its end."""
+    poll = select.poll()
+    poll.register(out)
+    while not said.endswith(_END):
+        if not poll.poll(1000 * _LONG):
+            notify(f"a value takes long to unpickle, in {_last(said) or 'one of its parts'}: an interrupt gives it up")
+            poll.poll()
+        data = os.read(out, 1 << 16)
+        if not data:
+            return
+        said += data
+
+
+def _names(said: bytearray) -> list[str]:
+    """What was begun, in order."""
+    return [name for name in bytes(said).rstrip(_END).decode(errors="replace").split("\n") if name]
+
+
+def _last(said: bytearray) -> str:
+    return (_names(said) or [""])[-1]
+
+
+def _count(said: bytearray) -> int:
+    """How often what was begun last was begun."""
+    return _names(said).count(_last(said))
+
+
+def _be_trial(payload: Payload, common: Common, out: int, into: int) -> None:
+    """In the child: it must not outlive the kernel, nor show anything."""
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.close(out)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115  # as long as the process
+    with suppress(TransferError):  # so it will there
+        unpack(payload, common, partial(ReportingUnpickler, report=lambda name: _write(into, name)))
+    os.write(into, _END)
+    os._exit(0)
+
+
+def _write(into: int, name: str) -> None:
+    os.write(into, f"{name}\n".encode())
