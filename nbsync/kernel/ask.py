@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from nbsync.kernel.run import Run
 from nbsync.kernel.sink import Sink, make_sink, tell
 from nbsync.kernel.state import Phase
 from nbsync.kernel.verdict import judge
-from nbsync.protocol.messages import Request
+from nbsync.protocol.messages import Request, Work
 
 Ranks = str | int | Iterable[int]
 
@@ -56,7 +57,13 @@ def ask(
     chosen = choose(fleet, ranks)
     notify = partial(tell, sink)
     _mend(fleet, sink, notify)
-    run = fleet.execute(make_request, chosen, sink, note=note, timeout=timeout, notify=notify)
+    shows_bars = fleet.plan.progress and sink.shows_bars
+
+    def make(number: int) -> Request:
+        request = make_request(number)
+        return replace(request, show_bars=shows_bars) if isinstance(request, Work) else request
+
+    run = fleet.execute(make, chosen, sink, note=note, timeout=timeout, notify=notify)
     with suppress(KeyboardInterrupt):  # what the run has to tell comes first
         _mend(fleet, sink, notify)
     return run

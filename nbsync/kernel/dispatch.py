@@ -12,11 +12,11 @@ from nbsync.errors import NoSession, RankBusy, WorkerDied, describe_ranks, forma
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
-from nbsync.kernel.state import Phase, WorldState
+from nbsync.kernel.state import Phase, Snapshot, WorldState
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.verdict import describe_exit
 from nbsync.protocol.blackbox import Statement, read_box
-from nbsync.protocol.messages import BarrierEvent, Done, Interrupt, Peek, Where
+from nbsync.protocol.messages import Done, Interrupt, Peek, Progress, Where
 
 
 class Dispatch:
@@ -28,8 +28,8 @@ class Dispatch:
         folder: where the ranks note what they run, "" when there is none.
     """
 
-    def __init__(self, backend: str) -> None:
-        self.state = WorldState(backend)
+    def __init__(self, backend: str, devices: Sequence[str] = ()) -> None:
+        self.state = WorldState(backend, devices)
         self.needs_heal = False
         self.folder = ""
         self._processes: dict[int, Process] = {}
@@ -130,6 +130,11 @@ class Dispatch:
                 self.send(rank, Interrupt(run.number))
         return tuple(sorted(active))
 
+    def look(self, run: Run, title: str, began: float, now: float) -> Snapshot:
+        """The state of the world, in which `run` goes on."""
+        with self._lock:
+            return self.state.snapshot(now, title, run.ranks, began)
+
     def absent(self, run: Run, size: int) -> dict[int, str] | None:
         """The ranks that nobody should wait for in `run`, and why; None when one of them may still come."""
         absent = {}
@@ -214,14 +219,19 @@ class Dispatch:
     def _route(self, rank: int, kind: str, what: Any) -> None:
         """In the hub's thread: what `rank` has sent goes to the run it works on."""
         with self._lock:
-            if isinstance(what, BarrierEvent):
-                self.state.barrier(rank, what)
-                return
-            if isinstance(what, Where) and what.ticket < 0:
-                self._glances.put((rank, what))
-                return
-            if isinstance(what, Exited):
-                self.state.exited(rank, describe_exit(what.status), time.monotonic())
+            match what:
+                case Progress():
+                    self.state.progress(rank, what)
+                    return
+                case Where():
+                    self.state.seen(rank, what, time.monotonic())
+                    if what.ticket < 0:
+                        self._glances.put((rank, what))
+                        return
+                case Done():
+                    self.state.answered(rank, what, time.monotonic())
+                case Exited():
+                    self.state.exited(rank, describe_exit(what.status), time.monotonic())
             run = self._active.get(rank)
             if run is not None and not run.abandoned:
                 run.inbox.put((rank, kind, what))

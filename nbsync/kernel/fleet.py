@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from nbsync.errors import NoSession, StartError
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
+from nbsync.kernel.live import LiveView, NoView
 from nbsync.kernel.logs import Logs
 from nbsync.kernel.plan import Plan, make_spec
 from nbsync.kernel.printer import Printer
@@ -23,7 +25,7 @@ from nbsync.kernel.sink import Sink
 from nbsync.kernel.startup import NotAlive, Startup
 from nbsync.kernel.state import Phase
 from nbsync.kernel.switchboard import hub
-from nbsync.protocol.messages import Begin, Request, Stop
+from nbsync.protocol.messages import Begin, Request, RunCell, Stop, Work
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call
 
@@ -43,7 +45,8 @@ class Fleet:
     def __init__(self, plan: Plan, engine: Engine, inherited: Call | None = None) -> None:
         self.plan = plan
         self.size = plan.placement.world_size
-        self.traffic = Dispatch(plan.placement.backend)
+        devices = [f"cuda:{rank}" if plan.placement.uses_gpu else "cpu" for rank in range(self.size)]
+        self.traffic = Dispatch(plan.placement.backend, devices)
         self.state = self.traffic.state
         self.common = Common()
         self.life = 0
@@ -190,11 +193,12 @@ class Fleet:
         """
         run = self.traffic.new_run(ranks)
         printer = Printer(run.ranks, sink, label=self.plan.label, fold=self.plan.fold, logs=self._logs)
-        conductor = Conductor(run, printer, self.traffic, self.size, timeout=timeout, notify=notify)
+        request = make_request(run.number)
+        view = self._view(run, request, sink, note)
+        conductor = Conductor(run, printer, view, self.traffic, self.size, timeout=timeout, notify=notify)
         with sigint_to(run.interrupt):  # an exception at any moment could lose a message
             self.traffic.open(run, note)
             try:
-                request = make_request(run.number)
                 for rank in run.ranks:
                     self.traffic.send(rank, request)
                 conductor.conduct()
@@ -204,3 +208,10 @@ class Fleet:
                 if run.exited:
                     self._watch()
         return run
+
+    def _view(self, run: Run, request: Request, sink: Sink, note: str) -> LiveView | NoView:
+        if not isinstance(request, Work) or not request.show_bars:
+            return NoView()
+        title = f"Cell In[{request.execution_count}]" if isinstance(request, RunCell) else note.removeprefix("runs ")
+        began = time.monotonic()
+        return LiveView(sink, partial(self.traffic.look, run, title, began), began)

@@ -50,6 +50,7 @@ def notebook_launcher(
     start_method: str = "auto",
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    progress: bool = True,
     session: Session | None = None,
 ) -> list[Any]:
     """Run `function(*args)` on several ranks of this machine and return what each returned.
@@ -80,6 +81,7 @@ def notebook_launcher(
         start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         timeout: seconds for the whole call; None for no limit.
         env: variables to set in the workers, over everything else.
+        progress: show bars and barriers live; without it, bars are the ranks' text.
         session: run it on this session's live workers instead of fresh ones, as `session.call(function, *args)`: what
             it leaves in the notebook's variables (`global model`) is there in the next cell. The process group is
             there too. Only `args` and `timeout` can be given with it, and `num_processes` if it is the session's.
@@ -112,6 +114,7 @@ def notebook_launcher(
         port=port,
         run_id=str(rdzv_id),
         max_restarts=max_restarts,
+        progress=progress,
     )
     if log_line_prefix_template is not None:
         plan = replace(plan, label=_template_label(log_line_prefix_template), fold=False)

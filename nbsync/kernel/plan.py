@@ -11,6 +11,9 @@ from nbsync.kernel.printer import Label, bracket_label
 from nbsync.kernel.rendezvous import LOOPBACK, Rendezvous, loopback_defaults, torchrun_environment
 from nbsync.protocol.spec import WorkerSpec
 
+PROGRESS_EVERY = 0.1  # seconds between two reports of a rank
+MOST_REPORTS = 512  # a second, of all ranks
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -22,6 +25,7 @@ class Plan:
         compare_collectives: let ranks compare what they are about to do before each blocking collective.
         refill: bring a rank back at once when its process has ended.
         seed: base of the random states; drawn when None.
+        progress: show bars and barriers live, where the front end can.
         port: of the rendezvous; 0 lets the system choose.
         run_id, restart_count, max_restarts: as torchrun's environment tells them.
     """
@@ -40,6 +44,7 @@ class Plan:
     max_restarts: int = 0
     label: Label = bracket_label
     fold: bool = True
+    progress: bool = True
 
 
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
@@ -93,6 +98,7 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
         threads=threads,
         compare_collectives=plan.compare_collectives,
         life=life,
+        progress_interval=max(PROGRESS_EVERY, size / MOST_REPORTS),
         scratch=scratch,
         environ=environ | dict(plan.env),
     )

@@ -16,6 +16,7 @@ from nbsync.kernel.engines.base import Process
 from nbsync.kernel.evidence import last_line, oom_kills
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.insist import Insistence
+from nbsync.kernel.live import LiveView, NoView
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
 from nbsync.kernel.pulse import Pulse
@@ -122,13 +123,15 @@ class Conductor:
         self,
         run: Run,
         printer: Printer,
+        view: LiveView | NoView,
         traffic: Traffic,
         world_size: int,
         *,
         timeout: float | None = None,
         notify: Callable[[str], None],
     ) -> None:
-        self._run, self._printer, self._traffic, self._notify = run, printer, traffic, notify
+        self._run, self._printer, self._view = run, printer, view
+        self._traffic, self._notify = traffic, notify
         now = time.monotonic()
         self._deadline = None if timeout is None else now + timeout
         self._limit_tries = 0
@@ -143,6 +146,7 @@ class Conductor:
         while self._run.pending and not self._run.abandoned:
             self._step()
         self._printer.close(time.monotonic())
+        self._view.close(time.monotonic())
 
     def _step(self) -> None:
         for rank, kind, what in self._receive():
@@ -152,9 +156,11 @@ class Conductor:
                 case "message":
                     self._take(rank, what)
                 case "stdout" | "stderr":
+                    self._view.before_text(time.monotonic())
                     self._printer.text(rank, kind, what, time.monotonic())
                     self._traffic.shown(rank, len(what))
         now = time.monotonic()
+        self._view.tick(now)
         self._printer.show(now)
         self._look(now)
         self._insistence.look(self._run.pending, now)
@@ -162,7 +168,13 @@ class Conductor:
 
     def _receive(self) -> Iterable[tuple[int, str, Any]]:
         """Everything that has come, after waiting for the first of it as long as there is nothing else to do."""
-        times = (self._printer.next_deadline(), self._deadline, self._lookout.next_look, self._insistence.deadline)
+        times = (
+            self._printer.next_deadline(),
+            self._deadline,
+            self._lookout.next_look,
+            self._insistence.deadline,
+            self._view.next_tick,
+        )
         wait = min(t for t in times if t is not None) - time.monotonic()
         try:
             items = [self._run.inbox.get(timeout=max(0.0, wait))]

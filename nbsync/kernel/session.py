@@ -41,6 +41,7 @@ class Session:
             copy of the notebook.
         compare_collectives: let the ranks compare shapes, types and operations before each blocking collective, so
             that a difference is an error on all of them instead of a crash, a hang or a wrong number.
+        progress: show bars and barriers live; without it, bars are the ranks' text.
         seed: makes the ranks' random states (random, numpy, torch) reproducible; they differ by rank.
 
     Raises:
@@ -58,6 +59,7 @@ class Session:
         seed: int | None = None,
         refill: bool = False,
         compare_collectives: bool = True,
+        progress: bool = True,
     ) -> None:
         check_start_method(start_method)
         placement = place(num_processes, backend, count_gpus())
@@ -68,6 +70,7 @@ class Session:
             seed=seed,
             refill=refill,
             compare_collectives=compare_collectives,
+            progress=progress,
         )
         self._begin(plan, None)
         if not current.has_session():

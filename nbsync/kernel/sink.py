@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from nbsync.kernel.terminal import TerminalView
+
+if TYPE_CHECKING:
+    from nbsync.kernel.state import Snapshot
 
 Stream = Literal["stdout", "stderr"]
 
@@ -32,6 +37,15 @@ class Sink(Protocol):
         """Clear the cell's output."""
         ...
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether `view` shows progress bars. They are the ranks' text where it does not."""
+        ...
+
+    def view(self, snapshot: Snapshot, final: bool) -> None:
+        """The state of the world during a run, replacing the earlier one; the last time with `final`."""
+        ...
+
     def live(self, lines: Sequence[str]) -> None:
         """The lines that ranks are still writing (progress bars), replacing the earlier ones."""
         ...
@@ -41,17 +55,26 @@ class TextSink:
     """Plain text to this process's stdout and stderr: scripts, terminals, tests."""
 
     is_limited = False
+    shows_bars = True
+
+    def __init__(self) -> None:
+        self._view = TerminalView()
 
     def text(self, stream: Stream, text: str) -> None:
+        self._view.erase()
         (sys.stdout if stream == "stdout" else sys.stderr).write(text)
 
     def display(
         self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool
     ) -> None:
+        self._view.erase()
         print(f"{label} {data.get('text/plain', '(no text)')}")
 
     def clear(self, wait: bool) -> None:
         pass
+
+    def view(self, snapshot: Snapshot, final: bool) -> None:
+        self._view.draw(snapshot, final)
 
     def live(self, lines: Sequence[str]) -> None:
         pass

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from nbsync.errors import describe_ranks
-from nbsync.protocol.messages import BarrierEvent
+from nbsync.kernel.gathering import Barriers, Gathering, Passed, collectives
+from nbsync.protocol.messages import Bar, BarrierEvent, Done, Memory, Progress, Where
+
+OPEN_BARS = 16  # of one rank that are kept
+CLOSED_BARS = 8
 
 
 class Phase(Enum):
@@ -16,9 +21,45 @@ class Phase(Enum):
     DEAD = "dead"
 
 
+class Ending(Enum):
+    """How a rank has answered."""
+
+    DONE = "done"
+    FAILED = "failed"
+    RELEASED = "released"  # it waited for a rank that failed
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank was seen, and since when.
+
+    Attributes:
+        line: of the user's code.
+        operation: the collective that it is in, with its number where known; "" when it is in none.
+        group: the ranks that take part in that.
+        since: when it was first seen there; `in_operation`: when it was first seen in that operation.
+    """
+
+    line: str
+    operation: str
+    group: tuple[int, ...]
+    since: float
+    in_operation: float
+
+
 @dataclass(frozen=True)
 class RankState:
-    """One rank. `since` is when it entered its phase; `barrier` is set while it waits in one."""
+    """One rank.
+
+    Attributes:
+        since: when it entered its phase.
+        note: what it does, or how its process ended.
+        barrier: set while it waits in one.
+        bars: its progress bars of this run, in the order they were made; count: how many there are, shown or not.
+        slots: the most bars that it had at one time: a view keeps the room.
+        ending: how it answered in this run, and when; None while it works. `error`: what it raised, in a line.
+    """
 
     rank: int
     pid: int
@@ -26,15 +67,40 @@ class RankState:
     since: float
     note: str = ""
     barrier: BarrierEvent | None = None
+    bars: tuple[Bar, ...] = ()
+    count: int = 0
+    slots: int = 0
+    place: Place | None = None
+    memory: Memory | None = None
+    ending: Ending | None = None
+    error: str = ""
+    answered: float = 0.0
+    device: str = ""
+
+    @property
+    def hidden(self) -> int:
+        """How many bars there are beside those in `bars`."""
+        return max(0, self.count - len(self.bars))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole world at one moment."""
+    """The whole world at one moment.
+
+    Attributes:
+        waiting: the barriers, and the collectives that block for long, that somebody waits in.
+        passed: the last barrier that all ranks have passed in this run.
+        title: of the run, e.g. "Cell In[3]"; ranks_in_run: the ranks that take part in it; began: its start.
+    """
 
     ranks: tuple[RankState, ...]
     backend: str
     now: float
+    waiting: tuple[Gathering, ...] = ()
+    passed: Passed | None = None
+    title: str = ""
+    in_run: frozenset[int] = frozenset()
+    began: float = 0.0
 
     def describe(self) -> str:
         """The snapshot as plain text, equal ranks in one line."""
@@ -62,25 +128,97 @@ class WorldState:
     """Reduces events to the state of a world."""
 
     backend: str = ""
+    devices: Sequence[str] = ()
     _ranks: dict[int, RankState] = field(default_factory=dict)
+    _barriers: Barriers = field(default_factory=Barriers)
+
+    # ---- phases ----
 
     def started(self, rank: int, pid: int, now: float) -> None:
-        self._ranks[rank] = RankState(rank, pid, Phase.STARTING, now)
+        device = self.devices[rank] if rank < len(self.devices) else ""
+        self._ranks[rank] = RankState(rank, pid, Phase.STARTING, now, device=device)
+        self._barriers.forget([rank])
 
     def idle(self, rank: int, now: float) -> None:
         self._change(rank, phase=Phase.IDLE, since=now, note="", barrier=None)
+        self._barriers.forget([rank])
 
     def busy(self, rank: int, note: str, now: float) -> None:
-        self._change(rank, phase=Phase.BUSY, since=now, note=note, barrier=None)
+        fresh: dict[str, object] = {"bars": (), "count": 0, "slots": 0, "place": None, "ending": None, "error": ""}
+        self._change(rank, phase=Phase.BUSY, since=now, note=note, barrier=None, **fresh)
+        self._barriers.forget([rank])
+        self._barriers.passed = None
 
     def exited(self, rank: int, how: str, now: float) -> None:
         self._change(rank, phase=Phase.DEAD, since=now, note=how, barrier=None)
+        self._barriers.forget([rank])
 
-    def barrier(self, rank: int, event: BarrierEvent) -> None:
-        self._change(rank, barrier=event if event.entered else None)
+    # ---- what a busy rank tells ----
 
-    def snapshot(self, now: float) -> Snapshot:
-        return Snapshot(tuple(self._ranks[rank] for rank in sorted(self._ranks)), self.backend, now)
+    def progress(self, rank: int, progress: Progress) -> None:
+        """A rank's bars have moved, or it has entered or left barriers."""
+        if rank not in self._ranks:
+            return
+        for event in progress.barriers:
+            self._barriers.take(rank, event, len(self._ranks))
+            self._change(rank, barrier=event if event.entered else None)
+        state = self._ranks[rank]
+        bars = {bar.number: bar for bar in (*state.bars, *progress.bars)}
+        kept = _kept([bar for number, bar in sorted(bars.items()) if number not in progress.gone])
+        self._change(rank, bars=kept, count=progress.count, slots=max(state.slots, len(kept)))
+
+    def seen(self, rank: int, where: Where, now: float) -> None:
+        """A rank has told where it is."""
+        state = self._ranks.get(rank)
+        if state is None:
+            return
+        number = f" #{where.number}" if where.number is not None else ""
+        operation = f"{where.waiting_in}{number}" if where.waiting_in else ""
+        before = state.place
+        same_line = before is not None and before.line == where.line
+        same_operation = before is not None and before.operation == operation and before.group == where.group
+        place = Place(
+            where.line,
+            operation,
+            where.group,
+            before.since if before and same_line else now,
+            before.in_operation if before and same_operation else now,
+        )
+        self._change(rank, place=place, memory=where.memory or state.memory)
+
+    def answered(self, rank: int, done: Done, now: float) -> None:
+        """A rank has finished what it was asked for."""
+        failure = done.failure
+        if failure is None:
+            self._change(rank, ending=Ending.DONE, answered=now)
+            return
+        ending = Ending.FAILED
+        if failure.interrupted:
+            ending = Ending.INTERRUPTED
+        elif failure.is_consequence:
+            ending = Ending.RELEASED
+        first = failure.message.strip().partition("\n")[0]
+        at = f" at {failure.where}" if failure.where else ""
+        self._change(rank, ending=ending, answered=now, error=f"{failure.type_name}: {first}{at}")
+
+    # ---- what is known ----
+
+    def snapshot(self, now: float, title: str = "", in_run: Sequence[int] = (), began: float = 0.0) -> Snapshot:
+        ranks = tuple(self._ranks[rank] for rank in sorted(self._ranks))
+        barriers = self._barriers.waiting([state.rank for state in ranks], now)
+        inside = {rank for barrier in barriers for rank in barrier.arrived}
+        waits = {
+            state.rank: (
+                state.place.operation,
+                state.place.line,
+                state.place.group or tuple(s.rank for s in ranks),
+                state.place.in_operation,
+            )
+            for state in ranks
+            if state.place and state.place.operation and _works(state) and state.rank not in inside
+        }
+        waiting = (*barriers, *collectives(waits, now))
+        return Snapshot(ranks, self.backend, now, waiting, self._barriers.passed, title, frozenset(in_run), began)
 
     def phase(self, rank: int) -> Phase:
         return self._ranks[rank].phase
@@ -95,3 +233,13 @@ class WorldState:
         state = self._ranks.get(rank)
         if state is not None and state.phase is not Phase.DEAD:  # only `started` brings a rank back
             self._ranks[rank] = replace(self._ranks[rank], **changes)  # type: ignore[arg-type]
+
+
+def _works(state: RankState) -> bool:
+    return state.phase is Phase.BUSY and state.ending is None
+
+
+def _kept(bars: list[Bar]) -> tuple[Bar, ...]:
+    """The open bars, and the closed ones that came last."""
+    kept = [bar for bar in bars if not bar.closed][-OPEN_BARS:] + [bar for bar in bars if bar.closed][-CLOSED_BARS:]
+    return tuple(sorted(kept, key=lambda bar: bar.number))

@@ -113,6 +113,8 @@ def nbsync() -> Parser:
     restart = commands.add_parser("restart", help="fresh workers, copies of the notebook as it is now")
     restart.add_argument("--ranks", metavar="SPEC", help="only these; the others keep their state")
     commands.add_parser("stop", help="end the workers")
+    view = commands.add_parser("view", help="how the next cells show bars and barriers")
+    view.add_argument("mode", nargs="?", choices=("on", "off", "compact"), help="default: say which it is")
     for name, text in (
         ("push", "send variables of the notebook"),
         ("pull", "fetch variables into the notebook"),

@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError
 from nbsync.kernel import culprit
 from nbsync.kernel.ranks import parse_ranks
-from nbsync.notebook import arguments, outlet
+from nbsync.notebook import arguments, mode, outlet
 from nbsync.notebook.background import run_in_background
 
 _PLAIN = (UsageError, NoSession, RankBusy, StartError, TransferError)
@@ -50,7 +50,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
     @line_magic
     def nbsync(self, line: str) -> None:
-        """The session from the line: start, status, interrupt, stack, restart, stop, push, pull."""
+        """The session from the line: start, status, interrupt, stack, restart, stop, view, push, pull."""
         self._plainly(self._nbsync, arguments.nbsync(), line)
 
     # ---- cells ----
@@ -91,6 +91,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             "stack": self._stack,
             "restart": self._restart,
             "stop": self._stop,
+            "view": self._view,
             "push": self._push_names,
             "pull": self._pull_names,
         }
@@ -144,6 +145,12 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         if has_session():
             session().close()
             set_session(None)
+
+    def _view(self, options: argparse.Namespace) -> None:
+        if options.mode is not None:
+            mode.set_mode(options.mode)
+        else:
+            print(f"the view is {mode.mode()}")
 
     def _push_names(self, options: argparse.Namespace) -> None:
         self._push(",".join(options.names), options.ranks)

@@ -7,11 +7,17 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython import get_ipython
 
 from nbsync.kernel.sink import Stream, set_front_end
+from nbsync.kernel.terminal import TerminalView
+from nbsync.notebook.mode import mode
+
+if TYPE_CHECKING:
+    from nbsync.kernel.state import Snapshot
+    from nbsync.notebook.view import CellView
 
 _MOST_FLUSHES = 100  # in a second: each is a message, of which a server drops what is above 1,000 in a second
 _LABEL_STYLE = "color: gray; font-family: monospace"
@@ -26,8 +32,25 @@ class NotebookSink:
         self._live_id: str | None = None
         self._last: Any = None
         self._flushes = (0.0, 0)  # since when, how many
+        self._terminal = TerminalView()
+        self._view: CellView | None = None
+
+    @property
+    def shows_bars(self) -> bool:
+        return mode() != "off"
+
+    def view(self, snapshot: Snapshot, final: bool) -> None:
+        if not self.is_limited:
+            self._terminal.draw(snapshot, final)
+            return
+        if self._view is None:
+            from nbsync.notebook.view import CellView
+
+            self._view = CellView(self._shell.display_pub)
+        self._view.draw(snapshot, final)
 
     def text(self, stream: Stream, text: str) -> None:
+        self._terminal.erase()
         file = sys.stdout if stream == "stdout" else sys.stderr
         if self._last not in (None, file) and self._may_flush():  # ipykernel sends each stream in its own time
             self._last.flush()
@@ -43,6 +66,7 @@ class NotebookSink:
     def display(
         self, label: str, data: dict[str, Any], metadata: dict[str, Any], display_id: str | None, update: bool
     ) -> None:
+        self._terminal.erase()
         if not update and set(data) - {"text/plain", "text/html"}:
             print(label)  # a front end shows an image without its text
         transient = {"display_id": display_id} if display_id is not None else {}
@@ -50,6 +74,8 @@ class NotebookSink:
 
     def clear(self, wait: bool) -> None:
         self._shell.display_pub.clear_output(wait)
+        if self._view is not None:
+            self._view.forget()
 
     def live(self, lines: Sequence[str]) -> None:
         if not self.is_limited:  # a terminal has no place for it

@@ -24,6 +24,7 @@ class WorkerSpec:
 
     Attributes:
         host, port: where the ranks meet.
+        progress_interval: seconds between two reports of progress at least.
         scratch: a folder that is removed with the session, or "".
         secret: what the names of all their keys there begin with.
         life: how often the process group was made whole again before this worker was started.
@@ -47,5 +48,6 @@ class WorkerSpec:
     threads: int
     compare_collectives: bool = True
     life: int = 0
+    progress_interval: float = 0.1
     scratch: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)

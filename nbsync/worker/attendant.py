@@ -21,8 +21,10 @@ from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
+from nbsync.worker.feed import Feed
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.places import collective_in, is_users, peer_in, users_line, walk_stack
 from nbsync.worker.watch import CollectiveWatch
 
@@ -41,15 +43,18 @@ class Attendant:
         inbox: the requests for the main thread, in order.
     """
 
-    def __init__(self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper, watch: CollectiveWatch) -> None:
+    def __init__(
+        self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper, watch: CollectiveWatch, feed: Feed
+    ) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.released: Release | None = None
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
-        self._watch = watch
+        self._watch, self._feed = watch, feed
+        self._memory = MemoryGauge()
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
-        channel.wake = self._wake
+        channel.wake = feed.wake = self._wake
         self._interrupted: int | None = None
         self._interrupted_at = 0.0
         self._release_at = 0.0
@@ -91,15 +96,21 @@ class Attendant:
         poll = select.poll()
         poll.register(self._wake_out, select.POLLIN)
         poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_output else 0))
-        ready = dict(poll.poll(CHECK_EVERY * 1000 if self._is_enforcing else None))
+        ready = dict(poll.poll(self._patience()))
         if self._wake_out in ready:
             os.read(self._wake_out, 4096)
         for message in self._channel.receive():
             self._take(message)
+        self._feed.send(self._channel, time.monotonic())
         self._channel.transmit()
         if not self._channel.has_output:
             self._idle.set()
         self._enforce()
+
+    def _patience(self) -> float | None:
+        """How long there is nothing to do unless somebody calls, in milliseconds."""
+        waits = [self._feed.due(time.monotonic()), CHECK_EVERY if self._is_enforcing else None]
+        return min((wait * 1000 for wait in waits if wait is not None), default=None)
 
     def _take(self, message: Any) -> None:
         match message:
@@ -168,6 +179,7 @@ class Attendant:
             current.ranks if current else (),
             peer_in(frame),
             time.process_time(),
+            self._memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),
         )
 

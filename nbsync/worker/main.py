@@ -36,6 +36,7 @@ from nbsync.protocol.messages import (
     RunCall,
     RunCell,
     Stop,
+    Work,
 )
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
@@ -43,8 +44,9 @@ from nbsync.worker import process
 from nbsync.worker.accelerate import see_cpu_worlds
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
-from nbsync.worker.bars import use_text_bars
+from nbsync.worker.bars import show_bars
 from nbsync.worker.failure import describe, follows_from_others
+from nbsync.worker.feed import Feed
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
@@ -127,7 +129,8 @@ class Worker:
         self.groups = GroupKeeper(meeting, spec.rank, spec.world_size)
         self.watch = CollectiveWatch(compare=spec.compare_collectives)
         self.channel = Channel(ends.channel)
-        self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch)
+        self.feed = Feed(spec.progress_interval)
+        self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch, self.feed)
         self.attendant.start()
         self.box = BlackBox(spec.scratch, spec.rank)
         self.shell = WorkerShell(self._post, self._on_error, self._note)
@@ -171,9 +174,9 @@ class Worker:
             torch.set_num_threads(self.spec.threads)
             torch.ones(_PARALLEL).add_(1)  # if the pool of threads did not survive a fork, it hangs here
             self.channel.send(Alive())
-            use_text_bars()
+            show_bars(self.feed, self.streams.owns)
             seed_rank(self.spec.seed, self.spec.rank)
-            set_reporter(_Reporter(self.channel.send, self.streams.meet))
+            set_reporter(_Reporter(self.feed, self.streams.meet))
             world = World(backend=self.spec.backend)
             if world.device.type == "cuda":
                 torch.cuda.set_device(world.device)
@@ -198,6 +201,7 @@ class Worker:
         run = request.run
         value: Payload | None = None
         failure: Failure | None = None
+        self.feed.begin(isinstance(request, Work) and request.show_bars)
         try:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
@@ -216,6 +220,7 @@ class Worker:
             group_broken=self.groups.was_cut,
             sequence=self.groups.sequence_numbers(),
         )
+        self.feed.send(self.channel, time.monotonic(), at_once=True)
         self._post(lambda fence: replace(done, fence=fence))
 
     def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
@@ -294,11 +299,11 @@ def _note_exit(note: Callable[[CodeType, int], None]) -> None:
 class _Reporter:
     """Tells the kernel which barrier this rank enters and leaves, and where its output meets that of the others."""
 
-    def __init__(self, send: Callable[[Any], None], meet: Callable[[str], None]) -> None:
-        self._send, self.all_have_met = send, meet
+    def __init__(self, feed: Feed, meet: Callable[[str], None]) -> None:
+        self._feed, self.all_have_met = feed, meet
 
     def barrier_entered(self, name: str, call_site: str) -> None:
-        self._send(BarrierEvent(name, call_site, entered=True, time=time.monotonic()))
+        self._feed.barrier(BarrierEvent(name, call_site, entered=True, time=time.monotonic()))
 
-    def barrier_left(self, name: str, call_site: str) -> None:
-        self._send(BarrierEvent(name, call_site, entered=False, time=time.monotonic()))
+    def barrier_left(self, name: str, call_site: str, passed: bool) -> None:
+        self._feed.barrier(BarrierEvent(name, call_site, entered=False, time=time.monotonic(), passed=passed))

@@ -16,8 +16,8 @@ class Reporter(Protocol):
     def barrier_entered(self, name: str, call_site: str) -> None:
         """This rank begins to wait in barrier `name`, called at e.g. `Cell In[3], line 2`."""
 
-    def barrier_left(self, name: str, call_site: str) -> None:
-        """This rank waits no longer, whatever the reason."""
+    def barrier_left(self, name: str, call_site: str, passed: bool) -> None:
+        """This rank waits no longer; `passed` when that is because everyone has come."""
 
     def all_have_met(self, name: str) -> None:
         """What any rank wrote before it called this is to be shown before what others write afterwards."""
@@ -26,7 +26,7 @@ class Reporter(Protocol):
 class _Silent:
     def barrier_entered(self, name: str, call_site: str) -> None: ...
 
-    def barrier_left(self, name: str, call_site: str) -> None: ...
+    def barrier_left(self, name: str, call_site: str, passed: bool) -> None: ...
 
     def all_have_met(self, name: str) -> None: ...
 
@@ -57,11 +57,13 @@ def reported(name: str, site: str) -> Iterator[None]:
     listener = reporter()
     listener.barrier_entered(name, site)
     _names.append(name)
+    passed = False
     try:
         yield
+        passed = True
     finally:
         _names.pop()
-        listener.barrier_left(name, site)
+        listener.barrier_left(name, site, passed)
 
 
 def barrier_name() -> str | None:

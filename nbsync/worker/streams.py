@@ -35,7 +35,7 @@ class Streams:
         self._count = 0
         self._forked = False
         self._last: _RankStream | None = None
-        inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        self._inherited = inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (self._fds[0], 1), (self._fds[1], 2)):
             os.dup2(source, target)
@@ -78,6 +78,10 @@ class Streams:
     def meet(self, name: str) -> None:
         """Mark a moment when all ranks have met, in the output of each."""
         self.out.write(meeting(name))
+
+    def owns(self, file: Any) -> bool:
+        """Whether what is written to `file` comes to the kernel."""
+        return any(file is stream for stream in (self.out, self.err, *self._inherited))
 
     def flush(self) -> None:
         for stream in (self.out, self.err):

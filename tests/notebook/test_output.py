@@ -209,48 +209,7 @@ def test_closed_stdout(live: Notebook) -> None:
     live.run("%nbsync restart").ok()
 
 
-# ---- bars ----
-
-
-@pytest.mark.parametrize("source", ["tqdm", "tqdm.auto", "tqdm.notebook", "nbsync"])
-def test_tqdm(live: Notebook, source: str) -> None:
-    """A bar is live while it runs and leaves its last state, one line per rank, on stderr."""
-    outcome = live.run(
-        f"%%distributed\nimport time\nfrom {source} import tqdm\n"
-        "for i in tqdm(range(20), desc=f'epoch {rank}'): time.sleep(0.05)\nprint('after')"
-    ).ok()
-    assert _lines_of(outcome.stdout, 0) == _lines_of(outcome.stdout, 1) == ["after"]
-    lines = [line for line in outcome.stderr.splitlines() if line.strip()]
-    assert len(lines) == 2, lines
-    for rank in (0, 1):
-        (line,) = _lines_of(outcome.stderr, rank)
-        assert line.startswith(f"epoch {rank}: 100%|")
-        assert "20/20" in line
-    live_texts = [bundle["text/plain"] for bundle in outcome.history]
-    assert any("[0] epoch 0:" in text and "[1] epoch 1:" in text for text in live_texts)
-    assert outcome.texts == []
-
-
-def test_bar_with_prints(live: Notebook) -> None:
-    """tqdm.write between the steps of a bar gives whole lines, and the bar is not torn."""
-    outcome = live.run(
-        "%%on_rank 0\nfrom tqdm import tqdm\nfor i in tqdm(range(3), desc='b'): tqdm.write(f'step {i}')"
-    ).ok()
-    assert _lines_of(outcome.stdout, 0) == ["step 0", "step 1", "step 2"]
-    *before, last = _lines_of(outcome.stderr, 0)
-    assert last.startswith("b: 100%|")
-    assert all(not line.strip() or line.startswith("b: ") for line in before)
-
-
-def test_nested_bars(live: Notebook) -> None:
-    """Bars within bars leave the outer one's last state, without control characters."""
-    outcome = live.run(
-        "%%on_rank 0\nfrom tqdm.auto import tqdm\n"
-        "for i in tqdm(range(3), desc='outer'):\n    for j in tqdm(range(3), desc='inner', leave=False): pass"
-    ).ok()
-    assert "outer: 100%|" in outcome.stderr
-    assert "\x1b" not in outcome.stderr
-    assert all("outer" in line for line in _lines_of(outcome.stderr, 0) if line.strip())
+# ---- lines that are overwritten ----
 
 
 def test_carriage_return(live: Notebook) -> None:

@@ -1,0 +1,75 @@
+"""The live view of a run in a notebook cell.
+
+The HTML is a display that is updated in place, which every front end can do, and whose last state is saved with the
+notebook. Where widgets are proven to work it is a widget while the run goes on: that survives a reload of the page,
+and has buttons. At the end the plain HTML takes its place, so that no page ever looks for a widget that is gone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from nbsync.kernel.barlines import lines_of
+from nbsync.kernel.state import Snapshot
+from nbsync.notebook.mode import mode
+from nbsync.notebook.panel import Panel
+from nbsync.notebook.probe import WidgetProbe
+from nbsync.notebook.render import render
+from nbsync.notebook.standing import overall
+
+_probe = WidgetProbe()
+
+
+class CellView:
+    """The view of one run in one cell.
+
+    Args:
+        publisher: IPython's, which puts displays into the cell.
+    """
+
+    def __init__(self, publisher: Any) -> None:
+        self._publisher = publisher
+        self._display_id: str | None = None
+        self._panel: Panel | None = None
+
+    def draw(self, snapshot: Snapshot, final: bool) -> None:
+        """Show the state of the world. After the `final` one comes no other."""
+        html = render(snapshot, compact=mode() == "compact", final=final)
+        if final:
+            self._publish(html, snapshot, {})
+            self._close()
+            return
+        _probe.ask()
+        if self._display_id is None and self._panel is None and _probe.is_proven:
+            self._panel = _panel()
+        if self._panel is not None:
+            self._panel.show(html)
+        if self._panel is None or self._display_id is None:
+            self._publish(html, snapshot, self._panel.bundle if self._panel else {})
+
+    def forget(self) -> None:
+        """The cell's output was cleared: the next state is shown anew."""
+        self._display_id = None
+
+    def _publish(self, html: str, snapshot: Snapshot, more: dict[str, Any]) -> None:
+        text = "\n".join([f"{len(snapshot.ranks)} ranks, {overall(snapshot)}", *lines_of(snapshot)])
+        update = self._display_id is not None
+        self._display_id = self._display_id or f"nbsync-view-{secrets.token_hex(8)}"
+        data = {"text/html": html, "text/plain": text, **more}
+        self._publisher.publish(data, transient={"display_id": self._display_id}, update=update)
+
+    def _close(self) -> None:
+        if self._panel is not None:
+            self._panel.close()
+            self._panel = None
+
+
+def _panel() -> Panel:
+    from nbsync.kernel.current import open_sessions
+
+    def interrupt() -> None:
+        for session in open_sessions():
+            session.interrupt()
+
+    return Panel(interrupt, lambda: "\n".join(session.stack() for session in open_sessions()))
