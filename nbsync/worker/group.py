@@ -21,6 +21,7 @@ from torch.distributed import distributed_c10d
 
 from nbsync.errors import NbsyncError
 from nbsync.worker.meeting import MeetingPoint
+from nbsync.worker.models import ModelKeeper
 from nbsync.worker.sockets import Socket, connected_sockets, open_sockets, shut_down
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
@@ -43,6 +44,7 @@ class GroupKeeper:
     def __init__(self, meeting: MeetingPoint, rank: int, size: int) -> None:
         self.was_cut = False
         self._meeting, self._rank, self._size = meeting, rank, size
+        self._models = ModelKeeper()
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
         self._spare_type = _FIRST_SPARE_TYPE
@@ -55,6 +57,7 @@ class GroupKeeper:
     def install(self) -> None:
         """Record the sockets of each gloo backend made from now on, also by user code."""
         self._meeting.install()
+        self._models.install()
         keeper = self
         original = c10d.ProcessGroupGloo
 
@@ -108,6 +111,7 @@ class GroupKeeper:
         """
         store = self._new_store(life)
         if life:
+            self._models.tell(store, self._rank)
             store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
             self._life_store = store
         bound = device if device.type == "cuda" and "nccl" in backend else None
@@ -146,6 +150,7 @@ class GroupKeeper:
             options = self._options(pg._get_backend(_CPU).options._timeout)
             own = PrefixStore(pg.group_name, store)
             pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
+        self._models.agree(store, known)
         self._settle(life, store)
         self.was_cut = False
         _log_of_torch(_WARNINGS)
@@ -154,12 +159,13 @@ class GroupKeeper:
         self._lost.update(lost)
         return list(lost.values())
 
-    def _known_to_all(self, store: Store) -> set[str]:
-        """The names of the groups of this process that all their members know."""
+    def _known_to_all(self, store: Store) -> dict[str, list[int]]:
+        """The names of the groups of this process that all their members know, with these."""
         mine = {pg.group_name: list(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
+        self._models.tell(store, dist.get_rank())
         store.set(f"groups/{dist.get_rank()}", json.dumps(sorted(mine)))
         others = {rank: json.loads(store.get(f"groups/{rank}")) for rank in range(dist.get_world_size())}
-        return {name for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
+        return {name: ranks for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
 
     def _settle(self, life: int, store: Store) -> None:
         """Let all groups use the new connection to the store, and later groups have one name on all ranks.

@@ -77,12 +77,77 @@ def test_row_11_missed_collective(world_of: Worlds, size: int) -> None:
     ranks.assert_whole()
 
 
-@pytest.mark.xfail(strict=True, reason="row 11: a DDP model cut off in its first backward never agrees again")
-def test_row_11_missed_first_backward(pair: Ranks) -> None:
+_TRAIN = """
+from torch.nn.parallel import DistributedDataParallel as DDP
+torch.manual_seed(rank)
+layers = [torch.nn.Linear(40, 40) for _ in range(4)]
+model = DDP(torch.nn.Sequential(*layers), bucket_cap_mb=0.01{options})
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+def step():
+    optimizer.zero_grad()
+    model(torch.randn(2, 40)).square().mean().backward()
+    optimizer.step()
+def spread():
+    mine = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return (world.reduce(mine, "mean") - mine).abs().max().item() < 1e-6
+"""
+_OPTIONS = ["", ", static_graph=True", ", find_unused_parameters=True", ", gradient_as_bucket_view=True"]
+
+
+def _assert_trains(ranks: Ranks) -> None:
+    """The model takes steps, after which its parameters have changed and are equal on all ranks."""
+    cell = (
+        "before = layers[0].weight.detach().clone()\nfor _ in range(4): step()\n"
+        "spread(), bool((before != layers[0].weight).any())"
+    )
+    assert ranks.run(cell).ok().texts == [f"[0-{ranks.size - 1}] (True, True)"]
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize("options", _OPTIONS)
+def test_row_11_missed_first_backward(world_of: Worlds, size: int, options: str) -> None:
     """A rank that misses the very first backward of a DDP model is told; the model can be trained afterwards."""
-    pair.run(_MODEL).ok()
-    pair.fail("if rank == 0:\n    model(torch.ones(2, 4)).sum().backward()", "Deadlock")
-    pair.run("model.zero_grad(); model(torch.ones(2, 4)).sum().backward()").ok()
+    ranks = world_of(size)
+    ranks.run(_TRAIN.format(options=options)).ok()
+    ranks.fail("if rank == 0:\n    step()", "Deadlock")
+    _assert_trains(ranks)
+    ranks.fail("if rank != 0:\n    step()")
+    _assert_trains(ranks)
+    ranks.assert_whole()
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize("options", _OPTIONS)
+def test_row_11_cut_between_the_first_steps(world_of: Worlds, size: int, options: str) -> None:
+    """A rank raises where the others already rebuild their buckets: the model can be trained afterwards."""
+    ranks = world_of(size)
+    ranks.run(_TRAIN.format(options=options)).ok()
+    ranks.fail("step()\nif rank == 1:\n    inject.raise_error()\nstep()", "ValueError")
+    _assert_trains(ranks)
+    ranks.assert_whole()
+
+
+def test_row_11_graph_made_before_the_cut(pair: Ranks) -> None:
+    """A backward pass through a graph from before a failure still averages the gradients."""
+    pair.run(_TRAIN.format(options="") + "loss = model(torch.randn(2, 40)).square().mean()").ok()
+    pair.fail("if rank == 1:\n    inject.raise_error()\ndist.barrier()", "ValueError")
+    pair.run("loss.backward(); optimizer.step()").ok()
+    assert pair.run("spread()").ok().texts == ["[0-1] True"]
+    _assert_trains(pair)
+
+
+def test_row_11_comm_hook_is_kept(pair: Ranks) -> None:
+    """A model that is given a new reducer keeps the hook that reduces its gradients."""
+    hook = (
+        "from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook\nused = []\n"
+        "def hook(group, bucket):\n    used.append(1)\n    return allreduce_hook(group, bucket)\n"
+        "model.register_comm_hook(None, hook)"
+    )
+    pair.run(_TRAIN.format(options="") + hook).ok()
+    pair.fail("if rank == 0:\n    step()", "Deadlock")
+    pair.run("used.clear()").ok()
+    _assert_trains(pair)
+    assert pair.run("len(used) > 0").ok().texts == ["[0-1] True"]
 
 
 def test_row_11_missed_backward(pair: Ranks) -> None:

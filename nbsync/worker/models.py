@@ -1,0 +1,121 @@
+"""DDP models whose first steps were cut off get a new reducer, on all ranks alike.
+
+After its first backward pass a DDP model orders its gradients into new buckets. A cut in that time leaves ranks that
+did so, or are about to, and ranks that do not: their reductions would never fit again. Models that are past it on all
+ranks need nothing; so whether one does is found out by all ranks together, when they heal.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch._C import _distributed_c10d
+from torch._C._distributed_c10d import Store
+from torch.nn.parallel import DistributedDataParallel
+
+c10d: Any = _distributed_c10d  # what is used here has no types
+Standing: TypeAlias = list[tuple[str, bool]]  # for each model: what it looks like, and whether its buckets are final
+
+
+class ModelKeeper:
+    """Knows the DDP models of this process, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._models: list[weakref.ref[Any]] = []
+
+    def install(self) -> None:
+        """Take note of each model from now on; also those that are unpickled or copied pass here."""
+        keeper: ModelKeeper = self
+        kind: Any = DistributedDataParallel
+        original = kind._ddp_init_helper
+
+        def _ddp_init_helper(model: Any, *args: Any, **kwargs: Any) -> None:
+            original(model, *args, **kwargs)
+            if not any(known() is model for known in keeper._models):
+                keeper._models.append(weakref.ref(model))
+
+        kind._ddp_init_helper = _ddp_init_helper
+
+    def tell(self, store: Store, rank: int) -> None:
+        """Tell the other ranks of the models here."""
+        store.set(f"models/{rank}", json.dumps(self._standing()))
+
+    def agree(self, store: Store, groups: Mapping[str, Iterable[int]]) -> None:
+        """Find the models that are not in the same state on all ranks; they are renewed at their next forward pass.
+
+        Not now: a backward pass through a graph that was made before still needs the reducer that it knows.
+
+        Args:
+            groups: the names of the groups that all their members know, with those.
+        """
+        mine = self._standing()
+        for name, ranks in groups.items():
+            if name in mine:
+                others = [json.loads(store.get(f"models/{rank}")).get(name, []) for rank in ranks]
+                for model, is_final in zip(self._of_group(name), _final_on_all(others), strict=False):
+                    if not is_final and _renew_first not in model._forward_pre_hooks.values():
+                        model.register_forward_pre_hook(_renew_first, prepend=True)
+
+    def _standing(self) -> dict[str, Standing]:
+        self._models = [known for known in self._models if known() is not None]
+        standing: dict[str, Standing] = {}
+        for known in self._models:
+            model = known()
+            if model is not None:
+                shapes = ",".join(str(tuple(p.shape)) for p in model.parameters())
+                standing.setdefault(model.process_group.group_name, []).append((shapes, model._has_rebuilt_buckets))
+        return standing
+
+    def _of_group(self, name: str) -> Iterator[Any]:
+        for known in self._models:
+            model = known()
+            if model is not None and model.process_group.group_name == name:
+                yield model
+
+
+def _final_on_all(standings: Sequence[Standing]) -> list[bool]:
+    """For each model of a group, whether its buckets are final everywhere; none is where the ranks' models differ."""
+    looks = [[look for look, _ in standing] for standing in standings]
+    if any(other != looks[0] for other in looks):
+        return [False] * max(map(len, looks))
+    return [all(standing[i][1] for standing in standings) for i in range(len(looks[0]))]
+
+
+def _renew_first(model: Any, inputs: Any) -> None:
+    """A forward pre-hook that runs once. A function of a module, so that the model can be saved with it."""
+    for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _renew_first]:
+        del model._forward_pre_hooks[key]
+    model._has_rebuilt_buckets = model._static_graph_delay_allreduce_enqueued = False
+    if _is_simple(model):
+        _renew(model)
+    else:
+        model.reducer._reset_state()
+
+
+def _is_simple(model: Any) -> bool:
+    """Whether all that the old reducer knows is known to the model as well."""
+    hook = model._get_ddp_logging_data().get("comm_hook")
+    return not (
+        (hook and not model._comm_hooks)
+        or model._use_python_reducer
+        or model.mixed_precision is not None
+        or model._delay_all_reduce_all_params
+        or any(hasattr(parameter, "_in_backward_optimizers") for parameter in model.parameters())
+    )
+
+
+def _renew(model: Any) -> None:
+    """Give the model a new reducer, as it gets one when it is unpickled (`DistributedDataParallel.__setstate__`)."""
+    model.reducer._remove_autograd_hooks()
+    parameters, expect_sparse = model._build_params_for_reducer()
+    names = model._build_debug_param_to_name_mapping(parameters)
+    model._ddp_init_helper(parameters, expect_sparse, names, model.static_graph)
+    if model.static_graph:
+        model.reducer._set_static_graph()
+        model.logger._set_static_graph()
+    for hook, state in model._comm_hooks:
+        model.logger._set_comm_hook_name(hook.__qualname__)
+        c10d._register_comm_hook(model.reducer, state, hook)
