@@ -11,7 +11,7 @@ from typing import Any
 from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.devices import count_gpus, place
 from nbsync.kernel.methods import check_start_method
-from nbsync.kernel.plan import Plan, checked_env
+from nbsync.kernel.plan import Plan, checked_env, checked_numa, checked_threads
 from nbsync.kernel.printer import Label
 from nbsync.kernel.rendezvous import LOOPBACK
 from nbsync.kernel.session import Session
@@ -50,6 +50,8 @@ def notebook_launcher(
     start_method: str = "auto",
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    threads_per_worker: int | None = None,
+    numa: str | None = None,
     progress: bool = True,
     session: Session | None = None,
 ) -> list[Any]:
@@ -81,6 +83,9 @@ def notebook_launcher(
         start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         timeout: seconds for the whole call; None for no limit.
         env: variables to set in the workers, over everything else.
+        threads_per_worker: for torch and BLAS; None for the user's OMP_NUM_THREADS, else the cores divided among
+            the ranks.
+        numa: bind each rank to the processors near its GPU: "node", "socket", "exclusive" or "core-complex".
         progress: show bars and barriers live; without it, bars are the ranks' text.
         session: run it on this session's live workers instead of fresh ones, as `session.call(function, *args)`: what
             it leaves in the notebook's variables (`global model`) is there in the next cell. The process group is
@@ -105,8 +110,11 @@ def notebook_launcher(
     _check_numbers(max_restarts, monitor_interval)
     check_start_method(start_method)
     host, port = _endpoint(rdzv_endpoint, master_addr, use_port)
+    placement = place(num_processes, backend, count_gpus())
     plan = Plan(
-        place(num_processes, backend, count_gpus()),
+        placement,
+        threads=checked_threads(threads_per_worker),
+        numa=checked_numa(numa, placement),
         start_method=start_method,
         init_group=False,
         env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | checked_env(env),

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from nbsync.errors import UsageError
 from nbsync.kernel.devices import Placement, threads_per_rank
 from nbsync.kernel.printer import Label, bracket_label
-from nbsync.kernel.rendezvous import LOOPBACK, Rendezvous, loopback_defaults, torchrun_environment
+from nbsync.kernel.rendezvous import LOOPBACK, Rendezvous, quiet_defaults, torchrun_environment
 from nbsync.protocol.spec import WorkerSpec
 
 PROGRESS_EVERY = 0.1  # seconds between two reports of a rank
 MOST_REPORTS = 512  # a second, of all ranks
+
+NUMA_BINDINGS = ("node", "socket", "exclusive", "core-complex")  # torch.numa.binding.AffinityMode
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Plan:
 
     Attributes:
         start_method: "auto", "fork", "forkserver" or "spawn".
+        threads: for each worker; None for the cores divided among the ranks, or the user's OMP_NUM_THREADS.
+        numa: how workers are bound to the processors near their GPU; None for not at all.
         init_group: whether workers create the process group at start.
         compare_collectives: let ranks compare what they are about to do before each blocking collective.
         refill: bring a rank back at once when its process has ended.
@@ -32,6 +36,8 @@ class Plan:
 
     placement: Placement
     start_method: str = "auto"
+    threads: int | None = None
+    numa: str | None = None
     init_group: bool = True
     compare_collectives: bool = True
     refill: bool = False
@@ -59,6 +65,22 @@ def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     return dict(env or {})
 
 
+def checked_threads(threads: int | None) -> int | None:
+    """Raises UsageError: it is neither None nor a positive integer."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads_per_worker must be a positive integer or None (cores / ranks), got {threads!r}")
+    return threads
+
+
+def checked_numa(numa: str | None, placement: Placement) -> str | None:
+    """Raises UsageError: torch knows no such binding, or the ranks have no GPU to be near to."""
+    if numa is not None and numa not in NUMA_BINDINGS:
+        raise UsageError(f"numa must be one of {', '.join(NUMA_BINDINGS)}, or None, got {numa!r}")
+    if numa is not None and not placement.uses_gpu:
+        raise UsageError("numa binds ranks to the processors near their GPUs, and they have none here: leave it out")
+    return numa
+
+
 def check_timeout(timeout: float | None) -> None:
     """Raises UsageError: it is neither None nor a positive number of seconds."""
     if timeout is not None and not timeout > 0:
@@ -81,10 +103,10 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
         restart_count=plan.restart_count,
         max_restarts=plan.max_restarts,
     )
-    environ |= loopback_defaults() | {"NBSYNC_BACKEND": plan.placement.backend}
+    environ |= quiet_defaults() | {"NBSYNC_BACKEND": plan.placement.backend}
     if not plan.placement.uses_gpu:
         environ["ACCELERATE_USE_CPU"] = "true"
-    threads = threads_per_rank(size, plan.env)
+    threads = plan.threads or threads_per_rank(size, plan.env)
     environ["OMP_NUM_THREADS"] = str(threads)
     return WorkerSpec(
         rank=rank,
@@ -96,6 +118,7 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
         init_group=plan.init_group,
         seed=seed,
         threads=threads,
+        numa=plan.numa,
         compare_collectives=plan.compare_collectives,
         life=life,
         progress_interval=max(PROGRESS_EVERY, size / MOST_REPORTS),

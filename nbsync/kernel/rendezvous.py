@@ -94,11 +94,19 @@ def torchrun_environment(
         "TORCHELASTIC_RESTART_COUNT": str(restart_count),
         "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     }
 
 
-def loopback_defaults(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Keep a one-machine world off the network, where the user has not chosen otherwise."""
-    defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "NCCL_RAS_ENABLE": "0"}
+def quiet_defaults(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Keep a one-machine world off the network, and tokenizers from warning of forks, unless the user chose otherwise.
+
+    Hugging Face's tokenizers would start a pool of threads in each worker, as wide as the machine.
+    """
+    defaults = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "NCCL_RAS_ENABLE": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return {name: value for name, value in defaults.items() if name not in environ}

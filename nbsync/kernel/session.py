@@ -16,7 +16,7 @@ from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.glance import describe_stacks, describe_world
 from nbsync.kernel.mend import refill
 from nbsync.kernel.methods import check_start_method
-from nbsync.kernel.plan import Plan, checked_env
+from nbsync.kernel.plan import Plan, checked_env, checked_numa, checked_threads
 from nbsync.kernel.results import show_results
 from nbsync.kernel.sink import Sink, make_sink, tell
 from nbsync.kernel.sources import sources_of
@@ -37,6 +37,10 @@ class Session:
         backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
         start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         env: variables to set in the workers, over everything that nbsync sets.
+        threads_per_worker: for torch and BLAS; None for the user's OMP_NUM_THREADS, else the cores divided among
+            the ranks.
+        numa: bind each rank to the processors near its GPU, as torchrun's `--numa-binding`: "node", "socket",
+            "exclusive" or "core-complex".
         refill: bring a rank whose process has ended back at the end of the cell, or before the next one, as a fresh
             copy of the notebook.
         compare_collectives: let the ranks compare shapes, types and operations before each blocking collective, so
@@ -56,6 +60,8 @@ class Session:
         backend: str | None = None,
         start_method: str = "auto",
         env: Mapping[str, str] | None = None,
+        threads_per_worker: int | None = None,
+        numa: str | None = None,
         seed: int | None = None,
         refill: bool = False,
         compare_collectives: bool = True,
@@ -67,6 +73,8 @@ class Session:
             placement,
             start_method=start_method,
             env=checked_env(env),
+            threads=checked_threads(threads_per_worker),
+            numa=checked_numa(numa, placement),
             seed=seed,
             refill=refill,
             compare_collectives=compare_collectives,

@@ -103,6 +103,8 @@ def nbsync() -> Parser:
     start.add_argument("--backend", metavar="NAME", help="gloo | nccl | cpu:gloo,cuda:nccl")
     start.add_argument("--seed", type=int, metavar="SEED", help="make the ranks' random states reproducible")
     start.add_argument("--start-method", default="auto", metavar="METHOD", help="auto | fork | forkserver | spawn")
+    start.add_argument("--threads", type=int, metavar="N", help="for each worker; default: the cores divided by ranks")
+    start.add_argument("--numa", metavar="HOW", help="node | socket | exclusive | core-complex: near each rank's GPU")
     start.add_argument("--refill", action="store_true", help="bring a rank back when its process has ended")
     start.add_argument("--no-compare", action="store_true", help="do not compare collectives between ranks")
     start.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable for the workers")

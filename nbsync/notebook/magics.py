@@ -111,6 +111,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
                 backend=options.backend,
                 start_method=options.start_method,
                 env=env,
+                threads_per_worker=options.threads,
+                numa=options.numa,
                 seed=options.seed,
                 refill=options.refill,
                 compare_collectives=not options.no_compare,

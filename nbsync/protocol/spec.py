@@ -33,7 +33,8 @@ class WorkerSpec:
         init_group: create the process group before the first request (sessions), or leave that to the function
             (launched functions, which may call `dist.init_process_group()` or build an `Accelerator` themselves).
         compare_collectives: let the ranks compare what they are about to do before each blocking collective.
-        threads: how many threads torch may use.
+        threads: how many threads torch and BLAS may use.
+        numa: bind the process to the processors near its GPU: a name of torch's AffinityMode, or None.
         seed: base of this world's random states; every rank adds its own number.
     """
 
@@ -46,6 +47,7 @@ class WorkerSpec:
     init_group: bool
     seed: int
     threads: int
+    numa: str | None = None
     compare_collectives: bool = True
     life: int = 0
     progress_interval: float = 0.1

@@ -57,10 +57,9 @@ from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
 from nbsync.worker.standing import keep_default_group, meet_anew_each_time
 from nbsync.worker.streams import Streams
+from nbsync.worker.threads import bind_near_gpu, use_threads
 from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
-
-_PARALLEL = 1 << 16  # elements: enough for torch to share them among two threads
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,7 @@ class Worker:
             self.groups.install()
             meet_anew_each_time()
             self.watch.install()
-            torch.set_num_threads(self.spec.threads)
-            torch.ones(_PARALLEL).add_(1)  # if the pool of threads did not survive a fork, it hangs here
+            use_threads(self.spec.threads)
             self.channel.send(Alive())
             show_bars(self.feed, self.streams.owns)
             seed_rank(self.spec.seed, self.spec.rank)
@@ -180,6 +178,8 @@ class Worker:
             world = World(backend=self.spec.backend)
             if world.device.type == "cuda":
                 torch.cuda.set_device(world.device)
+            if self.spec.numa is not None:
+                bind_near_gpu(world.local_rank, self.spec.numa)
             if self.spec.init_group:
                 self.groups.join(self.spec.backend, world.device, self.spec.life)
                 keep_default_group(self.shell.namespace)

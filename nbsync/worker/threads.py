@@ -1,0 +1,35 @@
+"""How many threads a worker computes with, and on which processors."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+_PARALLEL = 1 << 16  # elements: enough for torch to share them among two threads
+
+
+def use_threads(count: int) -> None:
+    """Let torch, and a BLAS library that is loaded already, use so many threads, and try them.
+
+    If a pool of threads did not survive the fork it hangs here, where that is noticed.
+    """
+    torch.set_num_threads(count)
+    torch.ones(_PARALLEL).add_(1)
+    if "numpy" in sys.modules and find_spec("threadpoolctl") is not None:
+        limits: Any = import_module("threadpoolctl")
+        limits.threadpool_limits(count, user_api="blas")  # numpy's own is deaf to OMP_NUM_THREADS once it is loaded
+
+
+def bind_near_gpu(gpu: int, how: str) -> None:
+    """Bind all threads of this process to the processors near a GPU, as torchrun does.
+
+    Args:
+        how: "node", "socket", "exclusive" or "core-complex"; see `torch.numa.binding.AffinityMode`.
+    """
+    binding: Any = import_module("torch.numa.binding")
+    options = binding.NumaOptions(affinity_mode=binding.AffinityMode(how))
+    binding._maybe_apply_numa_binding_to_current_process(gpu_index=gpu, numa_options=options)
