@@ -366,6 +366,18 @@ class Notebook:
         """Jupyter's own interrupt."""
         self._manager.interrupt_kernel()
 
+    def restart(self, now: bool = True) -> None:
+        """Jupyter's restart, of a kernel that runs or was killed; with `now` it is not asked to end by itself."""
+        self._manager.restart_kernel(now=now)
+        self._client.wait_for_ready(timeout=START_LIMIT)
+        self._cell = None
+        self.is_usable = True
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports on which the kernel listens to its front end."""
+        return [getattr(self._manager, f"{name}_port") for name in ("shell", "iopub", "stdin", "control", "hb")]
+
     # ---- the end ----
 
     def belongings(self) -> Belongings:

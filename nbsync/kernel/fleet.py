@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 
 from nbsync.errors import NoSession, StartError
+from nbsync.kernel import aftermath
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
@@ -112,7 +113,7 @@ class Fleet:
     def _take_precautions(self) -> None:
         """Have a guard over the workers and their folder, before there are any."""
         try:
-            self._guard = Guard(self._scratch.path)
+            self._guard = Guard(self._scratch.path, aftermath.note())
         except OSError as error:
             raise StartError(f"no process for the guard: {error.strerror}. Raise the limit (ulimit -u, -n)") from error
         with suppress(OSError):  # a full disk: then there are no logs, and the workers use the common folder

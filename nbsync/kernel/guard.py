@@ -17,6 +17,7 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 _SCRIPT = """
 while read -r groups; do last=$groups; done
 [ -z "$last" ] || kill -s KILL -- $last 2>/dev/null
+[ -z "$last" ] || [ -z "$2" ] || echo "$last" >> "$2"
 rm -rf -- "$1" || { sleep 0.1; rm -rf -- "$1"; }
 """
 
@@ -24,15 +25,19 @@ rm -rf -- "$1" || { sleep 0.1; rm -rf -- "$1"; }
 class Guard:
     """Watches over process groups and a folder until it is dismissed.
 
+    Args:
+        folder: is removed when the kernel is gone.
+        note: a file to which it then adds the groups that it has ended, or None.
+
     Raises:
         OSError: no process could be started.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, note: Path | None = None) -> None:
         shell_end, self._input = os.pipe()
         try:
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", _SCRIPT, "nbsync-guard", str(folder)],
+                ["/bin/sh", "-c", _SCRIPT, "nbsync-guard", str(folder), str(note or "")],
                 stdin=shell_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

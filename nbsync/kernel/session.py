@@ -10,6 +10,7 @@ from typing import Any
 
 from nbsync.errors import UsageError
 from nbsync.kernel import current
+from nbsync.kernel.aftermath import take_note
 from nbsync.kernel.ask import Ranks, ask, ask_for_values, choose, raise_for
 from nbsync.kernel.devices import count_gpus, place
 from nbsync.kernel.fleet import Fleet
@@ -93,8 +94,9 @@ class Session:
 
     def _begin(self, plan: Plan, inherited: Call | None) -> None:
         self._plan, self._inherited = plan, inherited
-        if plan.placement.note:
-            tell(make_sink(), plan.placement.note)
+        for line in (take_note(), plan.placement.note):
+            if line:
+                tell(make_sink(), line)
         self._fleet = self._start_fleet()
         current.add(self)
 

@@ -7,10 +7,12 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython import get_ipython
 
+from nbsync.kernel.aftermath import leave_notes_beside
 from nbsync.kernel.sink import Stream, set_front_end
 from nbsync.kernel.terminal import TerminalView
 from nbsync.notebook.mode import mode
@@ -102,3 +104,7 @@ def _labelled(label: str, data: dict[str, Any]) -> dict[str, Any]:
 def install() -> None:
     """Show the output of all workers through IPython from now on."""
     set_front_end(NotebookSink)
+    if hasattr(get_ipython(), "kernel"):
+        from ipykernel.connect import get_connection_file
+
+        leave_notes_beside(Path(get_connection_file()))

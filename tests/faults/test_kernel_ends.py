@@ -11,6 +11,7 @@ from worlds import GUARD, SETTLED
 
 from notebooks import Belongings, Notebook, family
 
+_START = "%load_ext nbsync\n%nbsync start -n 2"
 _BEGIN = "%%distributed\nimport time\nfrom nbsync.testing import inject\nprint('begun')\n"
 _LOADER = (
     "from torch.utils.data import DataLoader\nloader = iter(DataLoader(list(range(100)), num_workers=2))\nnext(loader)"
@@ -22,7 +23,7 @@ def kernel(tmp_path: Path) -> Iterator[Notebook]:
     """A kernel of this test's own with two ranks, which the test ends."""
     notebook = Notebook(tmp_path)
     try:
-        notebook.run("%load_ext nbsync\n%nbsync start -n 2", GUARD).ok()
+        notebook.run(_START, GUARD).ok()
         yield notebook
     finally:
         notebook.kill()
@@ -60,16 +61,33 @@ def test_row_26_kernel_is_killed_while_it_starts(kernel: Notebook, delay: float)
     mine.assert_gone(limit=2.0)
 
 
-@pytest.mark.xfail(strict=True, reason="row 26: nothing is said of workers that an earlier kernel left")
-def test_row_26_next_start_tells_of_what_was_cleaned(kernel: Notebook, tmp_path: Path) -> None:
-    """The start after a killed kernel says that its workers are gone."""
+def test_row_26_next_start_tells_of_what_was_cleaned(kernel: Notebook) -> None:
+    """The start after a killed kernel says once that its workers are gone; after a shutdown nothing is said."""
     kernel.kill()
-    after = Notebook(tmp_path / "after")
-    try:
-        shown = after.run("%load_ext nbsync\n%nbsync start -n 2", GUARD).ok()
-        assert "previous workers" in shown.stdout + shown.stderr
-    finally:
-        after.shutdown()
+    kernel.restart()
+    assert "previous workers cleaned" in kernel.run(_START, GUARD).ok().stderr
+    assert not kernel.run("%nbsync stop\n%nbsync start -n 2", GUARD).ok().stderr
+    kernel.restart(now=False)
+    assert not kernel.run(_START, GUARD).ok().stderr
+    kernel.run("%nbsync stop").ok()
+    kernel.kill()
+    kernel.restart()
+    assert not kernel.run(_START, GUARD).ok().stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_row_26_restarts_on_the_same_ports(kernel: Notebook) -> None:
+    """Killed 20 times with busy workers, the kernel starts again on its ports, and the ranks work."""
+    ports = kernel.ports
+    for _ in range(20):
+        kernel.start(_BEGIN + "dist.barrier() if rank == 0 else inject.loop_forever()")
+        kernel.wait_for_output("[0-1] begun", GUARD)
+        kernel.kill()
+        kernel.restart()
+        assert kernel.ports == ports
+        kernel.run(_START, GUARD).ok()
+    assert kernel.run("%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()").texts == ["[0-1] 2.0"]
 
 
 def test_row_27_shutdown_with_children(kernel: Notebook) -> None:
@@ -96,11 +114,9 @@ def test_row_27_restart_while_busy(kernel: Notebook) -> None:
     kernel.start(_BEGIN + "dist.barrier() if rank == 0 else inject.loop_forever()")
     kernel.wait_for_output("[0-1] begun", GUARD)
     before = family(kernel.pid)
-    kernel._manager.restart_kernel(now=True)
-    kernel._client.wait_for_ready(timeout=GUARD)
-    kernel._cell = None
+    kernel.restart()
     Belongings(frozenset(before), frozenset()).assert_gone(limit=2.0)
-    kernel.run("%load_ext nbsync\n%nbsync start -n 2", GUARD).ok()
+    kernel.run(_START, GUARD).ok()
     assert kernel.run("%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()").texts == ["[0-1] 2.0"]
 
 
