@@ -103,10 +103,10 @@ class Fleet:
         self._closed = True
         self._end(self.traffic.processes())
         self.traffic.clear()
-        if self._guard is not None:
+        self._scratch.remove()
+        if self._guard is not None:  # the last to go: the kernel may be killed at any moment
             self._guard.dismiss()
             self._guard = None
-        self._scratch.remove()
         if self._rendezvous is not None:
             self._rendezvous.close()
 

@@ -254,7 +254,7 @@ def test_row_35_disk_is_full_for_the_log(pair: Ranks) -> None:
         outcome = pair.run("if rank == 1:\n    inject.flood_stdout(megabytes=16)\nrank", timeout=60).ok()
     finally:
         pair.notebook.run(limit.format("resource.RLIM_INFINITY")).ok()
-    assert outcome.texts == ["[0] 0", "[1] 1"]
+    assert {"[0] 0", "[1] 1"} <= set(outcome.texts)
     (told,) = [line for line in outcome.stderr.splitlines() if "nbsync" in line]
     assert "rank1" in told
     assert "cannot be written: File too large" in told
