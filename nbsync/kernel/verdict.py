@@ -19,6 +19,7 @@ from nbsync.errors import (
     new_error,
 )
 from nbsync.kernel.evidence import oom_kills
+from nbsync.kernel.memory import memory_table
 from nbsync.protocol.messages import Failure
 from nbsync.protocol.serial import Common, Parts, unpack
 
@@ -64,7 +65,10 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
         type_name=failure.type_name,
         message=failure.message,
         traceback_lines=failure.traceback,
-        others=others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
+        others=[
+            *others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
+            *(memory_table(run.done) if failure.memory_limit is not None else []),
+        ],
         original=original,
     )
     return error

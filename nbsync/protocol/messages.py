@@ -154,6 +154,15 @@ class ClearOutput:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a process holds, in bytes. `allocated` and `reserved`: of its GPU, 0 while it uses none."""
+
+    resident: int
+    allocated: int = 0
+    reserved: int = 0
+
+
+@dataclass(frozen=True)
 class Failure:
     """An exception on a rank, in plain data.
 
@@ -166,6 +175,7 @@ class Failure:
         is_consequence: it only says that a peer failed or that the rank was released.
         interrupted: it is the answer to an interrupt.
         exception: the exception itself, when it can be pickled.
+        memory_limit: how many bytes the rank may have; None unless it ran out of memory.
     """
 
     module: str
@@ -178,6 +188,7 @@ class Failure:
     is_consequence: bool = False
     interrupted: bool = False
     exception: Payload | None = None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ class Done:
         result: the last expression of a cell as a mime bundle, with its metadata.
         value: what a call returned or a pull fetched.
         group_broken: this rank's process group needs healing before its next collective.
+        memory: what the rank holds at the end, a failed cell's frames included.
     """
 
     run: int
@@ -205,6 +217,7 @@ class Done:
     value: Payload | None = None
     group_broken: bool = False
     sequence: tuple[tuple[str, int], ...] = ()
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -267,15 +280,6 @@ class Progress:
     gone: tuple[int, ...] = ()
     count: int = 0
     barriers: tuple[BarrierEvent, ...] = ()
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a process holds, in bytes. `allocated` and `reserved`: of its GPU, 0 while it uses none."""
-
-    resident: int
-    allocated: int = 0
-    reserved: int = 0
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Attendant:
 
     Attributes:
         inbox: the requests for the main thread, in order.
+        memory: tells what this process holds.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Attendant:
         self.released: Release | None = None
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch, self._feed = watch, feed
-        self._memory = MemoryGauge()
+        self.memory = MemoryGauge()
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -179,7 +180,7 @@ class Attendant:
             current.ranks if current else (),
             peer_in(frame),
             time.process_time(),
-            self._memory.read(),
+            self.memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),
         )
 

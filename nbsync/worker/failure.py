@@ -12,6 +12,7 @@ from nbsync.errors import MainProcessFailed, TransferError
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.places import collective_in, users_line, walk_traceback
+from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
 # What gloo and the store say when a peer has gone or the connection was cut.
 _PEER_GONE = re.compile(
@@ -50,6 +51,7 @@ def describe(
         is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=_pack_exception(error),
+        memory_limit=memory_limit() if is_out_of_memory(error) else None,
     )
 
 

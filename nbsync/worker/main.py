@@ -55,6 +55,7 @@ from nbsync.worker.places import describe_file, end_at_users_line, first_line, i
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
+from nbsync.worker.shortage import give_back
 from nbsync.worker.standing import keep_default_group, meet_anew_each_time
 from nbsync.worker.streams import Streams
 from nbsync.worker.threads import bind_near_gpu, use_threads
@@ -210,6 +211,7 @@ class Worker:
             rendered = () if self._on_error(error, run) else self._render(error)
             outcome = CellOutcome(error=error, traceback=rendered)
             failure = self._describe(outcome, run)
+        memory = self.attendant.memory.read()
         outcome.error = None  # its frames would keep the user's objects alive
         done = Done(
             run,
@@ -219,9 +221,12 @@ class Worker:
             value,
             group_broken=self.groups.was_cut,
             sequence=self.groups.sequence_numbers(),
+            memory=memory,
         )
         self.feed.send(self.channel, time.monotonic(), at_once=True)
         self._post(lambda fence: replace(done, fence=fence))
+        if failure is not None and failure.memory_limit is not None:
+            give_back()
 
     def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
         match request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -93,9 +94,31 @@ def test_row_01_exception_group(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-@pytest.mark.xfail(strict=True, reason="row 08: the message has no memory table of the ranks")
-def test_row_08_memory_of_the_ranks_is_shown(pair: Ranks) -> None:
-    """Beside an out-of-memory error stands how much memory each rank uses."""
-    error = pair.fail("if rank == 1:\n    inject.torch_out_of_memory()")
-    assert all(f"rank {rank}" in error.traceback for rank in pair.everyone)
-    assert "RSS" in error.traceback
+@pytest.mark.parametrize("fault", ["python_out_of_memory", "torch_out_of_memory"])
+def test_row_08_memory_of_the_ranks_is_shown(pair: Ranks, fault: str) -> None:
+    """Beside an out-of-memory error stands how much memory each rank holds, and how much it may have."""
+    cell = (
+        f"def use():\n    big = inject.leak_memory(300)\n    inject.{fault}()\nif rank == 1:\n    use()\ndist.barrier()"
+    )
+    error = pair.fail(cell)
+    assert re.search(r"memory of the ranks, each limited to [\d.]+ GiB:", error.traceback)
+    held = [int(size) for size in re.findall(r"rank \d: RSS (\d+) MiB", error.traceback)]
+    assert len(held) == pair.size, error.traceback
+    assert held[1] > held[0] + 200
+    pair.assert_whole()
+    assert "memory of the ranks" not in pair.fail("inject.raise_error()").traceback
+
+
+def test_row_08_memory_is_given_back(pair: Ranks) -> None:
+    """What the failed cell held is the system's again when the error is shown, cycles of references included."""
+    held = "int(open('/proc/self/statm').read().split()[1]) * 4096 >> 20"
+    (before,) = pair.notebook.run(f"%%on_rank 1\n{held}").ok().texts
+    cell = (
+        "class Node: pass\ndef use():\n    node = Node(); node.me = node; node.big = inject.leak_memory(300)\n"
+        "    node.small = [bytearray(1000) for _ in range(100_000)]\n"
+        "    inject.torch_out_of_memory()\nif rank == 1:\n    use()"
+    )
+    pair.fail(cell)
+    (after,) = pair.notebook.run(f"%%on_rank 1\n{held}").ok().texts
+    assert int(after.split()[-1]) < int(before.split()[-1]) + 60
+    pair.assert_whole()
