@@ -14,6 +14,7 @@ from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.state import Phase, Snapshot, WorldState
 from nbsync.kernel.switchboard import hub
+from nbsync.kernel.transfers import Moving
 from nbsync.kernel.verdict import describe_exit
 from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import Done, Interrupt, Peek, Progress, Where
@@ -192,6 +193,11 @@ class Dispatch:
         """The statement of its cell that `rank` runs, or ran when it ended; None when that is not known."""
         found = read_box(self.folder, rank) if self.folder else None
         return found if found is not None and found.run == run.number else None
+
+    def moving(self, rank: int) -> Moving | None:
+        """The large message that is on its way to or from `rank`, if there is one."""
+        process = self._processes.get(rank)
+        return None if process is None else hub().moving(process)
 
     def shown(self, rank: int, size: int) -> None:
         """So many bytes of the output of `rank` were taken in: more may come."""

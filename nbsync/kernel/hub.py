@@ -15,10 +15,12 @@ from typing import Any
 from nbsync.kernel.descriptors import close_kernel_only
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.sequence import Item, Sequencer, StreamName
-from nbsync.protocol.channel import Channel, ChannelClosed
+from nbsync.kernel.transfers import Moving
+from nbsync.protocol.channel import Channel, ChannelClosed, pack_message
 
 _log = logging.getLogger(__name__)
 
+LARGE = 32 << 20  # bytes of a message whose way takes a noticeable time
 MOST_UNREAD = 8 << 20  # bytes of one rank's output
 _READ = 1 << 16
 _READS_AT_ONCE = 16  # then the other workers have their turn
@@ -47,6 +49,8 @@ class _Line:
     received: int = 0  # bytes of output passed on, counted by the hub
     taken: int = 0  # bytes that were taken in, counted by whoever shows them
     paused: bool = False
+    queued: int = 0  # bytes of all messages to the worker
+    last_queued: int = 0
 
     @property
     def unread(self) -> int:
@@ -79,7 +83,23 @@ class Hub:
         """Send a message. Never blocks; to a worker that has ended it does nothing."""
         line = self._lines.get(process)
         if line is not None:
-            line.channel.send(message)
+            frame = pack_message(message)
+            with self._lock:
+                line.last_queued = sum(part.nbytes for part in frame)
+                line.queued += line.last_queued
+            line.channel.send_packed(frame)
+
+    def moving(self, process: Process) -> Moving | None:
+        """The large message that is on its way to or from `process`, if there is one."""
+        line = self._lines.get(process)
+        if line is None:
+            return None
+        to_come, left = line.channel.arriving - line.channel.arrived, line.queued - line.channel.sent
+        if to_come > 0 and line.channel.arriving >= LARGE:
+            return Moving(line.channel.arrived, line.channel.arriving, to_rank=False)
+        if left > 0 and line.last_queued >= LARGE:
+            return Moving(max(0, line.last_queued - left), line.last_queued, to_rank=True)
+        return None
 
     def acknowledge(self, process: Process, size: int) -> None:
         """So many bytes of the output of `process` were taken in.

@@ -77,6 +77,7 @@ class Printer:
         self._unfinished_since: dict[tuple[int, Stream], float] = {}
         self._live: tuple[float, list[str]] = (0.0, [])
         self._live_may_change = False
+        self._also: list[str] = []
         self._is_over_full = False
         self._stderr: dict[int, deque[str]] = {}
 
@@ -137,7 +138,14 @@ class Printer:
             self._tell_hidden(self._gate.finish(rank), now)
             self._end_lines(rank, now, is_end=True)
         self._show(self._folder.flush(), now)
+        self._also = []
         self._show_live(float("inf"))
+
+    def also_live(self, lines: Iterable[tuple[int, str]]) -> None:
+        """What else is to be said of ranks now, below their unfinished lines."""
+        also = [f"{self._label((rank,))} {text}" for rank, text in lines]
+        self._live_may_change |= also != self._also
+        self._also = also
 
     def put_away(self) -> None:
         """Let go of the logs. Idempotent."""
@@ -246,7 +254,7 @@ class Printer:
             for (rank, stream), since in sorted(self._unfinished_since.items())
             if now - since >= LIVE_AFTER
         ]
-        hidden = [f"{self._label((rank,))} {text}" for rank, text in self._gate.live(now)]
+        hidden = [f"{self._label((rank,))} {text}" for rank, text in self._gate.live(now)] + self._also
         self._live_may_change = len(lines) < len(self._unfinished_since)  # some are too young to be shown
         if lines + hidden != shown:
             self._live = (now, lines + hidden)

@@ -20,6 +20,7 @@ from nbsync.kernel.live import LiveView, NoView
 from nbsync.kernel.lookout import Lookout
 from nbsync.kernel.printer import Printer
 from nbsync.kernel.pulse import Pulse
+from nbsync.kernel.transfers import Moving, Transfers
 from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 
@@ -27,6 +28,7 @@ Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 
 _INTERRUPT = (-1, "interrupt", None)
 ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
+PATIENT = 0.5  # seconds for which an interrupted run still waits for a large message
 LIMIT_TRIES = 3  # how often a run that is over its time limit is interrupted before it is given up
 
 
@@ -38,6 +40,8 @@ class Traffic(Protocol):
     def signal(self, rank: int, number: int) -> None: ...
 
     def shown(self, rank: int, size: int) -> None: ...
+
+    def moving(self, rank: int) -> Moving | None: ...
 
     def process(self, rank: int) -> Process: ...
 
@@ -57,6 +61,7 @@ class Run:
         oom_kills: how many processes had been ended for want of memory when the run began.
         stuck: why no rank could go on, when they were released for that.
         interrupts: how often the user interrupted it.
+        sending: the ranks whose large message was still on its way when the user gave it up.
     """
 
     number: int
@@ -72,6 +77,7 @@ class Run:
     interrupts: int = 0
     timed_out: tuple[int, ...] = ()
     abandoned: bool = False
+    sending: tuple[int, ...] = ()
 
     def interrupt(self) -> None:
         """Ask for the run's interruption, from any thread or a signal handler."""
@@ -138,6 +144,7 @@ class Conductor:
         self._interrupted_at = float("-inf")
         self._released = False
         self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
+        self._transfers = Transfers(traffic.moving)
         self._pulse = Pulse(self._pid, notify)
         self._insistence = Insistence(traffic.signal, self._pid, self._lookout.last_line, notify)
 
@@ -161,6 +168,8 @@ class Conductor:
                     self._traffic.shown(rank, len(what))
         now = time.monotonic()
         self._view.tick(now)
+        self._transfers.look(self._run.pending, now)
+        self._printer.also_live(self._transfers.lines())
         self._printer.show(now)
         self._look(now)
         self._insistence.look(self._run.pending, now)
@@ -231,7 +240,18 @@ class Conductor:
             self._notify(f"{describe_ranks(pending)} did not follow the interrupt yet; asking again")
         if self._run.interrupts >= 3:
             self._give_up("ignored every interrupt")
-        self._order_interrupt(now)
+        if self._transfers.longest() > PATIENT:
+            self._let_go()
+        else:
+            self._order_interrupt(now)
+
+    def _let_go(self) -> None:
+        """Wait no longer for what is on its way."""
+        text = "; ".join(f"rank {rank} {what}" for rank, what in self._transfers.lines())
+        self._notify(f"{text}. It is dropped when it is there; until then the rank is busy")
+        self._run.sending = self._transfers.ranks
+        self._run.abandoned = True
+        self._order(Interrupt(self._run.number))
 
     def _keep_limit(self, now: float) -> None:
         """At the time limit, and again every second after it, interrupt what still runs."""

@@ -109,7 +109,9 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
     finished = [rank for rank in run.ranks if rank in run.done and run.done[rank].failure is None]
     if finished and (run.interrupts or run.timed_out):
         lines.setdefault("had finished", []).extend(finished)
-    if run.abandoned:
+    if run.sending:
+        lines.setdefault("still sending or receiving a large message", []).extend(run.sending)
+    elif run.abandoned:
         lines.setdefault("still running, and ignoring the interrupts", []).extend(run.pending)
     return [f"{describe_ranks(ranks)}: {text}" for text, ranks in lines.items() if ranks]
 

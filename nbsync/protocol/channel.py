@@ -7,15 +7,17 @@ Pickle is safe here: both ends are the same user's processes, joined by a socket
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 _COUNT = struct.Struct("!I")
-_CHUNK = 1 << 18
+_LARGE = 1 << 20
 
 
 class ChannelClosed(Exception):
@@ -38,6 +40,9 @@ class Channel:
         self._current: list[memoryview] = []
         self._reader = self._frames()
         self._wanted = next(self._reader)
+        self.arriving = 0  # bytes of the message that comes in, and how many of them are there
+        self.arrived = 0
+        self.sent = 0  # bytes, since the beginning
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -66,6 +71,7 @@ class Channel:
                 return
             except OSError as error:
                 raise ChannelClosed(str(error)) from error
+            self.sent += sent
             self._drop(sent)
 
     def _drop(self, sent: int) -> None:
@@ -95,6 +101,7 @@ class Channel:
                 if messages:
                     break  # the next call finds the end again
                 raise ChannelClosed("end of file")
+            self.arrived += got
             self._wanted = self._wanted[got:]
             while not self._wanted:
                 self._wanted = self._advance(messages)
@@ -114,11 +121,24 @@ class Channel:
             yield memoryview(count)
             lengths = bytearray(8 * _COUNT.unpack(count)[0])
             yield memoryview(lengths)
-            parts = [bytearray(n) for (n,) in struct.iter_unpack("!Q", lengths)]
+            sizes = [n for (n,) in struct.iter_unpack("!Q", lengths)]
+            self.arriving, self.arrived = sum(sizes), 0
+            parts = [_room(n) for n in sizes]
             for part in parts:
-                if part:
+                if len(part):
                     yield memoryview(part)
             yield (pickle.loads(parts[0], buffers=parts[1:]),)
+
+
+def _room(size: int) -> bytearray | mmap.mmap:
+    """A buffer. A large one is only mapped: to fill it with zeros would hold the GIL, and all threads, for seconds."""
+    if size < _LARGE:
+        return bytearray(size)
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # a child's copy must be its own
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # not a kernel that has them
+            room.madvise(mmap.MADV_HUGEPAGE)
+    return room
 
 
 def pack_message(message: Any) -> list[memoryview]:

@@ -8,6 +8,7 @@ Every request to a worker's main thread carries a `run` number and is answered b
 
 from __future__ import annotations
 
+import mmap
 import pickle
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ class Payload:
     """A pickled user object: the pickle itself and the large buffers that travel beside it, uncopied."""
 
     pickled: bytes
-    buffers: tuple[pickle.PickleBuffer | bytearray, ...] = ()
+    buffers: tuple[pickle.PickleBuffer | bytearray | mmap.mmap, ...] = ()
 
     @property
     def nbytes(self) -> int:

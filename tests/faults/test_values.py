@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from worlds import GUARD, Ranks
 
-from notebooks import Outcome
+from notebooks import Outcome, poll
 
 _PULL = "import nbsync\nnbsync.session().pull('value', ranks={ranks!r})"
 MEGABYTE = 1 << 20
@@ -151,8 +151,30 @@ def test_row_31_interrupted_return(pair: Ranks) -> None:
     pair.notebook.wait_for_output("begun", GUARD)
     pair.notebook.interrupt()
     pair.notebook.wait(GUARD)
+    poll(lambda: pair.run("del value").status == "ok", GUARD)
     pair.assert_whole()
-    pair.run("del value").ok()
+
+
+def test_row_31_progress(pair: Ranks) -> None:
+    """How far a large value is, and how fast, shows within a second, and an interrupt does not wait for its end."""
+    pair.run(f"value = torch.ones({256 * MEGABYTE}, dtype=torch.uint8)").ok()
+    slow = (
+        "import time\nfrom nbsync.protocol.channel import Channel\nfast = Channel.receive\n"
+        "def slow(self):\n    time.sleep(0.005)\n    return fast(self)\nChannel.receive = slow"
+    )
+    pair.notebook.run(slow).ok()
+    pair.notebook.start(_PULL.format(ranks="1"))
+    pair.notebook.wait_for_output("MB/s", GUARD)
+    asked = time.monotonic()
+    pair.notebook.interrupt()
+    outcome = pair.notebook.wait(GUARD)
+    assert time.monotonic() - asked < 1
+    assert "rank 1: still sending" in outcome.failed("KeyboardInterrupt").evalue
+    assert "until then the rank is busy" in outcome.stderr
+    assert any("MB/s" in bundle.get("text/plain", "") for bundle in outcome.history)
+    pair.notebook.run("Channel.receive = fast").ok()
+    poll(lambda: pair.run("del value").status == "ok", GUARD)
+    pair.assert_whole()
 
 
 def test_row_32_repr_raises(pair: Ranks) -> None:
