@@ -161,11 +161,11 @@ def wait_for_program(seconds: float = _FOREVER) -> None:
     subprocess.run(["sleep", f"{seconds:g}"], check=False)
 
 
-def load_data_forever(num_workers: int = 2) -> None:
-    """Iterate a slow DataLoader with workers of its own."""
+def load_data_forever(num_workers: int = 2, seconds: float = 0.05) -> None:
+    """Iterate a DataLoader with workers of its own, which takes `seconds` for each item."""
     from torch.utils.data import DataLoader
 
-    for _ in DataLoader(SlowData(), num_workers=num_workers):  # type: ignore[arg-type]
+    for _ in DataLoader(SlowData(seconds), num_workers=num_workers):  # type: ignore[arg-type]
         pass
 
 

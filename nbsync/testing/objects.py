@@ -69,11 +69,14 @@ def _run(fault: str) -> None:
 
 
 class SlowData:
-    """A data set that takes 50 ms for each item."""
+    """A data set that takes its time for each item."""
+
+    def __init__(self, seconds: float = 0.05) -> None:
+        self._seconds = seconds
 
     def __len__(self) -> int:
         return 1_000_000
 
     def __getitem__(self, index: int) -> int:
-        time.sleep(0.05)
+        time.sleep(self._seconds)
         return index

@@ -7,6 +7,7 @@ that must not be cut in two.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ class Interrupts:
         self.run: int | None = None
         self.over = 0  # the last run that was closed: orders for a later one may come before it is opened
         self.asked: int | None = None
-        self.too_early = False  # it came before the user's code ran, where IPython would swallow it
+        self.too_early = False  # it came where it was lost, as before the user's code ran
         self.was_noticed = False  # the handler ran since the last ask: the main thread is in Python
         self._shields = 0
         self._opened = 0.0
@@ -38,6 +39,16 @@ class Interrupts:
     def install(self) -> None:
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(INSIST_SIGNAL, self._handle)
+        original = sys.unraisablehook
+
+        def unraisablehook(unraisable: sys.UnraisableHookArgs, /) -> None:
+            """What is raised in a `__del__` goes no further: then the interrupt is to come once more."""
+            if issubclass(unraisable.exc_type, KeyboardInterrupt) and self.run is not None and self.asked == self.run:
+                self.too_early = True
+            else:
+                original(unraisable)
+
+        sys.unraisablehook = unraisablehook
 
     def ask(self, run: int) -> bool:
         """Interrupt `run`, if the main thread still works on it. Called by the helper thread."""
@@ -57,6 +68,11 @@ class Interrupts:
     def was_asked(self, run: int) -> bool:
         """Whether `run` was interrupted."""
         return self.asked == run
+
+    @property
+    def is_in_effect(self) -> bool:
+        """Whether the run at work, or else the last one, was interrupted."""
+        return self.asked == (self.over if self.run is None else self.run)
 
     @contextmanager
     def open(self, run: int) -> Iterator[None]:

@@ -50,6 +50,7 @@ from nbsync.worker.feed import Feed
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.loaders import end_cut_loaders_at_once
 from nbsync.worker.meeting import MeetingPoint
 from nbsync.worker.places import describe_file, end_at_users_line, first_line, is_users, walk_stack
 from nbsync.worker.report import set_reporter
@@ -168,6 +169,7 @@ class Worker:
             forget_inherited_worlds()
             if "nccl" not in self.spec.backend:
                 see_cpu_worlds()
+            end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect)
             self.groups.install()
             meet_anew_each_time()
             self.watch.install()

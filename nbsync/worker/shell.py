@@ -89,6 +89,7 @@ class WorkerShell:
         self._traceback, self._ends_cell = [], True
         outcome = self.shell.run_cell(code, store_history=False)
         error = outcome.error_before_exec or outcome.error_in_exec
+        outcome.error_before_exec = outcome.error_in_exec = None  # a frame of the error's traceback holds `outcome`
         self._forget()
         if error is None:
             return CellOutcome(result=self._hook.take())
