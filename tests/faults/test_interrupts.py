@@ -100,7 +100,7 @@ def test_row_19_data_loader_ends_normally(pair: Ranks) -> None:
         "seen = len(list(DataLoader(range(8), num_workers=2)))\n"
         "for first in DataLoader(range(8), num_workers=2): break\nseen, first.item()"
     )
-    assert pair.run(cell).ok().texts == ["[0-1] (8, 0)"]
+    assert pair.run(cell).ok().texts[-1] == "[0-1] (8, 0)"
     pair.assert_whole()
 
 
