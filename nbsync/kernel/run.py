@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.evidence import last_line, oom_kills
+from nbsync.kernel.headroom import Headroom
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.insist import Insistence
 from nbsync.kernel.live import LiveView, NoView
@@ -146,6 +147,7 @@ class Conductor:
         self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
         self._transfers = Transfers(traffic.moving)
         self._pulse = Pulse(self._pid, notify)
+        self._headroom = Headroom(self._pid, notify)
         self._insistence = Insistence(traffic.signal, self._pid, self._lookout.last_line, notify)
 
     def conduct(self) -> None:
@@ -218,6 +220,7 @@ class Conductor:
     def _look(self, now: float) -> None:
         if now >= self._lookout.next_look:
             self._pulse.look(self._run.pending)
+            self._headroom.look(self._run.pending)
         stuck = self._lookout.look(now)
         if stuck is not None and not self._released:
             self._run.stuck = stuck

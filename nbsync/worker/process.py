@@ -22,8 +22,8 @@ def detach_from_kernel(kernel_pid: int) -> None:
         os.setpgid(0, 0)
     die_with(kernel_pid)
     if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")  # for want of memory a rank goes before the notebook does
+        with open("/proc/self/oom_score_adj", "r+") as file:  # for want of memory a rank goes before the notebook
+            file.write(str(min(1000, int(file.read()) + 500)))
     signal.set_wakeup_fd(-1)  # the kernel's event loop must not be woken by a worker's signals
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

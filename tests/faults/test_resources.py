@@ -1,17 +1,54 @@
-"""Rows 35 to 41: a machine that runs out of something, and a kernel that is hard to fork."""
+"""Rows 9 and 35 to 41: a machine that runs out of something, and a kernel that is hard to fork."""
 
 from __future__ import annotations
 
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from worlds import GUARD, Ranks
 
-from notebooks import Notebook
+from notebooks import Notebook, family
 
 _WORKS = "%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()"
+
+
+def test_row_9_memory_runs_out(pair: Ranks) -> None:
+    """A rank that takes the last tenth of the memory is named while its cell runs, once, with the limit."""
+    limit = (
+        "import nbsync.kernel.headroom as headroom, nbsync\n"
+        "from nbsync.kernel.evidence import resident_bytes\n"
+        "def held(): return sum(resident_bytes(state.pid) for state in nbsync.session().status().ranks)\n"
+        "limit = int((held() + 150e6) / 0.9)\n"
+        "read, headroom.read_fill = headroom.read_fill, lambda: headroom.Fill(held(), limit, 'the memory')"
+    )
+    pair.notebook.run(limit).ok()
+    try:
+        cell = "import time\ntaken = inject.leak_memory(250) if rank == 1 else None\ntime.sleep(1.5)"
+        told = [line for line in pair.run(cell).ok().stderr.splitlines() if "% full" in line]
+        assert len(told) == 1, told
+        assert told[0].startswith("nbsync: the memory is ")
+        assert ": rank 1 holds 0." in told[0]
+        pair.run("del taken").ok()
+        assert not pair.run("time.sleep(1)").ok().stderr
+    finally:
+        pair.notebook.run("headroom.read_fill = read").ok()
+
+
+def test_row_9_the_kernel_is_never_the_victim(pair: Ranks) -> None:
+    """For want of memory the system prefers the ranks, and their children, to the kernel."""
+
+    def badness(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    pair.run("child = inject.fork_child()").ok()
+    kernel = badness(pair.notebook.pid)
+    theirs = [badness(process.pid) for process in family(pair.notebook.pid) if process.name != "sh"]
+    assert len(theirs) == 4
+    assert all(score == min(1000, kernel + 500) for score in theirs)
+    pair.run("os.kill(child, signal.SIGKILL); os.waitpid(child, 0)").ok()
 
 
 def test_row_35_disk_is_full(pair: Ranks) -> None:
