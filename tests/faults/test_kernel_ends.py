@@ -1,7 +1,9 @@
-"""Rows 26 to 28: the kernel goes, by force or as Jupyter ends it. Nothing of it stays on the machine."""
+"""Rows 26 to 28, 50: the kernel goes, by force or as Jupyter ends it, or sleeps. Nothing of it stays behind."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,3 +130,21 @@ def test_row_28_termination_is_ignored(kernel: Notebook) -> None:
     kernel.run("%nbsync stop", GUARD).ok()
     assert time.monotonic() - begin < 3
     assert not family(kernel.pid)
+
+
+@pytest.mark.parametrize("waits", ["dist.barrier()", "world.wait_for_everyone('slept', timeout=60)"])
+def test_row_50_suspended(kernel: Notebook, waits: str) -> None:
+    """Kernel and ranks that all stop for some seconds, as a machine sleeps, go on where they were; none is blamed."""
+    kernel.start(f"{_BEGIN}if rank == 1: time.sleep(1.5)\n{waits}\nprint('together')")
+    kernel.wait_for_output("[0-1] begun", GUARD)
+    time.sleep(SETTLED)
+    everyone = [kernel.pid, *(process.pid for process in family(kernel.pid))]
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in reversed(everyone):
+        os.kill(pid, signal.SIGCONT)
+    outcome = kernel.wait(GUARD).ok()
+    assert outcome.stdout == "[0-1] begun\n[0-1] together\n"
+    assert not outcome.stderr
+    assert kernel.run("%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()").texts[-1] == "[0-1] 2.0"
