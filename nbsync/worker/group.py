@@ -22,6 +22,7 @@ from torch.distributed import distributed_c10d
 from nbsync.errors import NbsyncError
 from nbsync.worker.meeting import MeetingPoint
 from nbsync.worker.models import ModelKeeper
+from nbsync.worker.reserve import Reserve
 from nbsync.worker.sockets import Socket, connected_sockets, open_sockets, shut_down
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
@@ -31,7 +32,8 @@ _LAST_SPARE_TYPE = 255
 _GROUPS_PER_LIFE = 10_000
 _DEFAULT_GROUP = "0"  # the name that torch gives to the first group
 _CPU = torch.device("cpu")
-_WARNINGS, _ERRORS_ONLY = 1, 2  # levels of torch's C++ log
+_ERRORS_ONLY = 2  # a level of torch's C++ log
+_OWN_DESCRIPTORS = 16  # that a heal may need beside one for each peer
 
 
 class GroupKeeper:
@@ -45,6 +47,8 @@ class GroupKeeper:
         self.was_cut = False
         self._meeting, self._rank, self._size = meeting, rank, size
         self._models = ModelKeeper()
+        self._reserve = Reserve(_OWN_DESCRIPTORS + size)
+        self._users_level: int | None = None
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
         self._spare_type = _FIRST_SPARE_TYPE
@@ -98,10 +102,16 @@ class GroupKeeper:
                 doomed |= connected_sockets() - self._before
             if with_store:
                 self._connection = None
-                _log_of_torch(_ERRORS_ONLY)  # it would print its own stack trace of what is done on purpose here
+                self._hush(True)  # it would print its own stack trace of what is done on purpose here
                 doomed |= connected_sockets(peer_port=self._meeting.port)
             for sock in doomed:
                 shut_down(sock)
+
+    def _hush(self, quiet: bool) -> None:
+        """Have torch's C++ log errors only, or again what the user wants it to."""
+        level = _log_level()
+        if level is not None and quiet != (self._users_level is not None):
+            self._users_level, level.value = (level.value, _ERRORS_ONLY) if quiet else (None, self._users_level or 0)
 
     def join(self, backend: str, device: torch.device, life: int) -> None:
         """Create the default process group from the torchrun environment.
@@ -133,6 +143,10 @@ class GroupKeeper:
         Raises:
             NbsyncError: there is no backend type left to register it under.
         """
+        with self._reserve.opened():
+            return self._heal(life)
+
+    def _heal(self, life: int) -> list[tuple[int, ...]]:
         if self._spare_type > _LAST_SPARE_TYPE:
             raise NbsyncError(
                 "it was healed as often as torch allows. `%nbsync restart` gives fresh workers "
@@ -153,7 +167,7 @@ class GroupKeeper:
         self._models.agree(store, known)
         self._settle(life, store)
         self.was_cut = False
-        _log_of_torch(_WARNINGS)
+        self._hush(False)
         mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
         self._lost.update(lost)
@@ -205,10 +219,10 @@ class GroupKeeper:
         )
 
 
-def _log_of_torch(level: int) -> None:
-    """Set the level of torch's C++ log, which TORCH_CPP_LOG_LEVEL only sets when torch is loaded."""
+def _log_level() -> ctypes.c_int | None:
+    """The level of torch's C++ log, which TORCH_CPP_LOG_LEVEL only sets when torch is loaded."""
     library = os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so")
     try:
-        ctypes.c_int.in_dll(ctypes.CDLL(library), "FLAGS_caffe2_log_level").value = level
+        return ctypes.c_int.in_dll(ctypes.CDLL(library), "FLAGS_caffe2_log_level")
     except (OSError, ValueError):  # another build of torch: its warning shows, and does no harm
-        return
+        return None

@@ -6,13 +6,16 @@ that must not be cut in two.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import Any
 
 from nbsync.protocol.spec import INSIST_SIGNAL
 from nbsync.worker.places import users_line, walk_stack
@@ -39,6 +42,25 @@ class Interrupts:
     def install(self) -> None:
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(INSIST_SIGNAL, self._handle)
+        os.register_at_fork(after_in_child=self._after_fork)
+        self._guard_starts()
+        self._guard_finalizers()
+
+    def _after_fork(self) -> None:
+        self._shields = 0
+
+    def _guard_starts(self) -> None:
+        """A process is started and noted, or neither."""
+        kind: Any = BaseProcess
+        original = kind.start
+
+        def start(process: BaseProcess) -> None:
+            with self.shield():
+                original(process)
+
+        kind.start = start
+
+    def _guard_finalizers(self) -> None:
         original = sys.unraisablehook
 
         def unraisablehook(unraisable: sys.UnraisableHookArgs, /) -> None:
