@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c .ci/constraints.txt torch
-	$(BIN)/pip install --quiet -c .ci/constraints.txt --editable .[notebook] --group demo --group test --group lint
+	$(BIN)/pip install --quiet -c .ci/constraints.txt --editable .[notebook,interop] --group demo --group test --group lint
 	touch $(STAMP)
 
 demo: setup

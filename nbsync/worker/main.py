@@ -50,6 +50,7 @@ from nbsync.worker.feed import Feed
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.lightning import leave_the_prompt
 from nbsync.worker.loaders import end_cut_loaders_at_once
 from nbsync.worker.meeting import MeetingPoint
 from nbsync.worker.places import describe_file, end_at_users_line, first_line, is_users, walk_stack
@@ -57,7 +58,7 @@ from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
 from nbsync.worker.shortage import give_back
-from nbsync.worker.standing import keep_default_group, meet_anew_each_time
+from nbsync.worker.standing import look_after_groups
 from nbsync.worker.streams import Streams
 from nbsync.worker.threads import bind_near_gpu, use_threads
 from nbsync.worker.watch import CollectiveWatch
@@ -170,8 +171,8 @@ class Worker:
             if "nccl" not in self.spec.backend:
                 see_cpu_worlds()
             end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect)
+            leave_the_prompt()
             self.groups.install()
-            meet_anew_each_time()
             self.watch.install()
             use_threads(self.spec.threads)
             self.channel.send(Alive())
@@ -185,7 +186,7 @@ class Worker:
                 bind_near_gpu(world.local_rank, self.spec.numa)
             if self.spec.init_group:
                 self.groups.join(self.spec.backend, world.device, self.spec.life)
-                keep_default_group(self.shell.namespace)
+            look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
             self.shell.namespace.update(
                 world=world,
                 rank=world.rank,
