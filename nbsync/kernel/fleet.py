@@ -196,7 +196,17 @@ class Fleet:
         printer = Printer(run.ranks, sink, label=self.plan.label, fold=self.plan.fold, logs=self._logs)
         request = make_request(run.number)
         view = self._view(run, request, sink, note)
-        conductor = Conductor(run, printer, view, self.traffic, self.size, timeout=timeout, notify=notify)
+        ends_with_first = not self.plan.init_group  # fresh workers, which end with the function
+        conductor = Conductor(
+            run,
+            printer,
+            view,
+            self.traffic,
+            self.size,
+            timeout=timeout,
+            ends_with_first=ends_with_first,
+            notify=notify,
+        )
         with sigint_to(run.interrupt):  # an exception at any moment could lose a message
             self.traffic.open(run, note)
             try:

@@ -30,6 +30,7 @@ Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 _INTERRUPT = (-1, "interrupt", None)
 ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
 PATIENT = 0.5  # seconds for which an interrupted run still waits for a large message
+GRACE_AFTER_FAILURE = 1.0  # seconds that the other ranks of a launch have to report errors of their own
 LIMIT_TRIES = 3  # how often a run that is over its time limit is interrupted before it is given up
 
 
@@ -123,6 +124,7 @@ class Conductor:
         traffic: sends messages to ranks, and knows which do not run.
         world_size: how many ranks there are.
         timeout: seconds after which the run is interrupted, or None.
+        ends_with_first: when one rank has failed, the others are interrupted: nobody will use what they have.
         notify: tells the user something, in one line.
     """
 
@@ -135,9 +137,11 @@ class Conductor:
         world_size: int,
         *,
         timeout: float | None = None,
+        ends_with_first: bool = False,
         notify: Callable[[str], None],
     ) -> None:
         self._run, self._printer, self._view = run, printer, view
+        self._ends_with_first = ends_with_first
         self._traffic, self._notify = traffic, notify
         now = time.monotonic()
         self._deadline = None if timeout is None else now + timeout
@@ -230,6 +234,8 @@ class Conductor:
         """Free the ranks that wait, or will wait, in a collective with a rank that does not come."""
         if not self._released:
             self._released = True
+            if self._ends_with_first:
+                self._deadline = time.monotonic() + GRACE_AFTER_FAILURE
             self._order(Release(self._run.number, reason))
 
     def _interrupt(self) -> None:
@@ -257,14 +263,16 @@ class Conductor:
         self._order(Interrupt(self._run.number))
 
     def _keep_limit(self, now: float) -> None:
-        """At the time limit, and again every second after it, interrupt what still runs."""
+        """At the time limit, or after a failure that ends all, and every second after it, interrupt what still runs."""
         if self._deadline is None or now < self._deadline or not self._run.pending:
             return
         self._deadline = now + ESCALATE_AFTER
-        self._run.timed_out = self._run.timed_out or self._run.pending
+        failed = self._released and self._ends_with_first
+        if not failed:
+            self._run.timed_out = self._run.timed_out or self._run.pending
         self._limit_tries += 1
         if self._limit_tries > LIMIT_TRIES:
-            self._give_up("went on after the time limit and every interrupt")
+            self._give_up(f"went on after {'the failure' if failed else 'the time limit'} and every interrupt")
         self._order_interrupt(now)
 
     def _order_interrupt(self, now: float) -> None:

@@ -571,3 +571,19 @@ def test_nothing_is_left_in_the_kernel(notebook: Notebook) -> None:
     notebook.run("notebook_launcher(lambda: 1 / 0, (), 2)").failed("ZeroDivisionError")
     assert poll(lambda: len(notebook.belongings().listeners) <= len(before.listeners), 1.0)
     assert [p for p in notebook.belongings().processes if p.pid != notebook.pid] == []
+
+
+def test_a_failure_ends_the_ranks_that_go_on() -> None:
+    """A launch ends soon after one rank's error, also if the others compute for long; the error is that rank's."""
+
+    def main() -> None:
+        if os.environ["RANK"] == "1":
+            raise ValueError("boom")
+        time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="rank 1: ValueError: boom") as caught:
+        notebook_launcher(main, (), 2)
+    assert time.monotonic() - began < 20
+    assert isinstance(caught.value, nbsync.WorkerError)
+    assert "rank 0" in "".join(caught.value.others)
