@@ -3,6 +3,14 @@
 Gloo offers no way out of a blocked collective, but the collective raises when its sockets are shut down, and a
 `ProcessGroup` object takes a fresh backend under a backend type it has not used yet. So after a failure the same
 group objects, and DDP, FSDP2 and DeviceMesh built on them, go on working.
+
+The earlier backend stays behind with an idle thread, and there is no clean way to be rid of it in torch 2.13. A gloo
+backend ends its threads in its destructor alone (`shutdown` and `abort` do nothing), needs at least one, and
+`ProcessGroup` holds every backend it was ever given, in a map by type. Nothing empties that map but the C++ method
+`release_resources`, which Python cannot call, and which would take the store and the backends of other devices with it.
+A backend of our own that passes on to one that can be replaced cannot be written: `Backend` cannot be subclassed in
+Python. A subclass of `ProcessGroup` can; but then each collective that C++ starts, as DDP's reducer does, goes through
+Python and its lock, and what torch adds to `ProcessGroup` is missing until it is added there too.
 """
 
 from __future__ import annotations

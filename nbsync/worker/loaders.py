@@ -5,8 +5,11 @@ torch asks them to end and waits up to five seconds for each, since a batch may 
 
 from __future__ import annotations
 
+import glob
 import multiprocessing
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import _utils
@@ -60,6 +63,9 @@ def _kill(loader: Any) -> None:
         process.kill()
     for process in processes:
         process.join()
+        for left in glob.glob(f"/dev/shm/torch_{process.pid}_*"):  # one that it had made, and not yet unlinked
+            with suppress(FileNotFoundError):
+                os.unlink(left)
     for queue in [*getattr(loader, "_index_queues", []), loader._worker_result_queue]:
         queue.cancel_join_thread()
         queue.close()
