@@ -27,6 +27,8 @@ def last_line(statement: Statement | None, seen: str, crash: Iterable[str]) -> s
         seen: the line at which it was seen last, up to a second before.
         crash: the stack that Python wrote when it crashed, innermost first.
     """
+    if statement is not None and not statement.line:
+        return f"while it {statement}"
     if statement is not None:
         here = re.compile(rf'\s*File "{re.escape(statement.file)}", line (\d+) ')
         match = next((found for line in crash if (found := here.match(line))), None)

@@ -23,7 +23,8 @@ class Statement:
     Attributes:
         run: the request that it belongs to.
         file: of its code, as Python knows it.
-        name, line: as the user knows it: "Cell In[3]", 7.
+        name, line: as the user knows it: "Cell In[3]", 7. With line 0 it is what the rank does with a value:
+            "pickled what the call returned, of type Net".
     """
 
     run: int
@@ -36,7 +37,7 @@ class Statement:
         return f"{self.name}, line {line}"
 
     def __str__(self) -> str:
-        return self.at(self.line)
+        return self.at(self.line) if self.line else self.name
 
 
 def path_of(folder: str, rank: int) -> str:

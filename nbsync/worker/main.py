@@ -238,17 +238,26 @@ class Worker:
             case RunCall(_, call, sources):
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
-                return CellOutcome(), pack(function(*args, **kwargs))
+                value = function(*args, **kwargs)
+                self._note_pickling(request.run, "what the call returned", [value])
+                return CellOutcome(), pack(value)
             case Push(_, values, sources):
                 self.shell.learn(sources)
                 self.shell.namespace.update(unpack(values))
                 return CellOutcome(), None
             case Pull(_, names):
-                return CellOutcome(), pack([eval(name, self.shell.namespace) for name in names])
+                wanted = [eval(name, self.shell.namespace) for name in names]
+                self._note_pickling(request.run, ", ".join(names), wanted)
+                return CellOutcome(), pack(wanted)
             case Heal(_, life):
                 self.watch.forget()
                 return CellOutcome(), pack(self.groups.heal(life))
         raise NbsyncError(f"unknown request {type(request).__name__}")
+
+    def _note_pickling(self, run: int, name: str, values: list[Any]) -> None:
+        """A user's object may end this process when it is pickled: the black box says so then."""
+        types = ", ".join(dict.fromkeys(type(value).__qualname__ for value in values))
+        self.box.note(Statement(run, "", f"pickled {name}, of type {types}"[:500], 0))
 
     def _callable(self, call: Payload | None) -> Call:
         if call is not None:

@@ -70,6 +70,7 @@ def test_row_30_crashes_when_pickled(pair: Ranks, fault: str, told: str) -> None
     error = _pull(pair).failed("WorkerDied")
     assert error.evalue.startswith("rank 1: ")
     assert told in error.evalue
+    assert "while it pickled value, of type Crashing" in error.evalue
     pair.bring_back(1)
 
 
