@@ -1,15 +1,19 @@
 """A barrier that can say who is missing, and can be left again.
 
-Arrivals are noted in the process group's store before anyone enters the collective barrier. A rank that gives
-up takes its note back, so the group stays as it was and the next barrier works.
+A rank notes in the process group's store that it has come, before it enters the collective barrier. Without a timeout
+that is all it does: the store does not answer to a note, so nobody waits for it. A rank with a timeout stays outside
+of the collective until all have come, and takes its note back when it gives up: so the group stays as it was, and the
+next barrier works.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed import distributed_c10d as c10d
@@ -17,73 +21,97 @@ from torch.distributed import distributed_c10d as c10d
 from nbsync.errors import BarrierTimeout, describe_ranks
 
 _KEY = "nbsync/barrier"
+_GONE = ""
+_CPU = torch.device("cpu")
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.02
 
 
 @dataclass(frozen=True)
 class _Tally:
-    """Who has arrived at the current round. When the last rank comes, the next round begins, empty."""
+    """The ranks with a timeout that have come to one barrier.
 
-    round: int = 0
+    Attributes:
+        step: which barrier: how many collectives its ranks have gone through before.
+        is_sealed: everybody has come: from now on nobody gives up.
+    """
+
+    step: int
     arrived: frozenset[int] = frozenset()
+    is_sealed: bool = False
 
     def encode(self) -> str:
-        return f"{self.round}:{','.join(map(str, sorted(self.arrived)))}"
+        return f"{self.step}:{'sealed' if self.is_sealed else ''}:{','.join(map(str, sorted(self.arrived)))}"
 
     @classmethod
-    def decode(cls, data: bytes) -> _Tally:
-        number, _, ranks = data.decode().partition(":")
-        return cls(int(number), frozenset(int(rank) for rank in ranks.split(",") if rank))
+    def decode(cls, data: bytes) -> _Tally | None:
+        if not data:
+            return None
+        step, sealed, ranks = data.decode().split(":")
+        return cls(int(step), frozenset(int(rank) for rank in ranks.split(",") if rank), bool(sealed))
 
 
 class _Arrival:
-    """One rank's presence at the barrier.
+    """A rank with a timeout.
 
-    The round lives in the store, not in the processes: a rank that missed a barrier in a failed cell cannot
-    be out of step with the others. Every change is one compare-and-set, so giving up and the last arrival
-    cannot both win.
+    Such ranks share one tally. Every change of it is one compare-and-set, so that giving up and the last arrival
+    cannot both win. A tally of another step is one that a failure has left behind; it counts for nothing.
     """
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        self._store = store
-        self._rank = rank
-        self._size = size
-        self._round: int | None = None
+    def __init__(self, store: Store, rank: int, size: int, step: int) -> None:
+        self._store, self._rank, self._size, self._step = store, rank, size, step
 
-    def enter(self) -> None:
-        """Note that this rank is here."""
-        tally = self._swap(None, _Tally())
+    def enter(self) -> _Tally:
+        """Note that this rank is here, if that is not noted; returns the tally."""
+        found = self._swap(None, None)
         while True:
-            self._round = tally.round  # before the note is made: an interrupt may come in between
-            arrived = tally.arrived | {self._rank}
-            full = len(arrived) == self._size
-            wanted = _Tally(tally.round + 1) if full else replace(tally, arrived=arrived)
-            found = self._swap(tally, wanted)
-            if found == wanted:
-                return
-            tally = found
+            mine = found if found is not None and found.step == self._step else _Tally(self._step)
+            if mine.is_sealed or self._rank in mine.arrived:
+                return mine
+            wanted = _Tally(self._step, mine.arrived | {self._rank})
+            found = self._swap(found, wanted)
 
-    def is_complete(self) -> bool:
-        return _Tally.decode(self._store.get(_KEY)).round != self._round
+    def missing(self) -> list[int]:
+        """Who has not come yet; none once everybody has. From then on this rank cannot leave."""
+        while True:
+            tally = self.enter()
+            if tally.is_sealed:
+                return []
+            missing = sorted(set(range(self._size)) - tally.arrived - self._noted(tally))
+            if missing:
+                return missing
+            sealed = _Tally(self._step, tally.arrived, is_sealed=True)
+            if self._swap(tally, sealed) == sealed:
+                return []
 
-    def withdraw(self) -> list[int]:
-        """Take this rank's note back; returns the ranks that are missing, none if everyone came after all."""
-        if self._round is None:
-            return []
-        tally = _Tally.decode(self._store.get(_KEY))
-        while tally.round == self._round:
-            wanted = replace(tally, arrived=tally.arrived - {self._rank})
-            found = self._swap(tally, wanted)
-            if found == wanted:
-                return sorted(set(range(self._size)) - tally.arrived - {self._rank})
-            tally = found
-        return []
+    def withdraw(self) -> bool:
+        """Take this rank's note back. False when everybody has come after all."""
+        found = self._swap(None, None)
+        while found is not None and found.step == self._step and not found.is_sealed and self._rank in found.arrived:
+            wanted = _Tally(self._step, found.arrived - {self._rank})
+            found = self._swap(found, wanted)
+        return found is None or found.step != self._step or not found.is_sealed
 
-    def _swap(self, expected: _Tally | None, wanted: _Tally) -> _Tally:
-        """Put `wanted` in the place of `expected`, or of nothing; returns what the store then holds."""
-        before = "" if expected is None else expected.encode()
-        return _Tally.decode(self._store.compare_set(_KEY, before, wanted.encode()))
+    def clear(self) -> None:
+        """This barrier is over. A rank that is in the next one already notes itself again."""
+        self._store.set(_KEY, _GONE)
+
+    def _noted(self, tally: _Tally) -> set[int]:
+        """The ranks without a timeout that have come."""
+        others = [rank for rank in range(self._size) if rank not in tally.arrived]
+        keys = [_note_key(rank) for rank in others]
+        if not keys:
+            return set()
+        if not self._store.check(keys):  # reading what is not there would wait for it
+            for key in keys:
+                self._store.compare_set(key, _GONE, _GONE)
+        here = str(self._step).encode()
+        return {rank for rank, note in zip(others, self._store.multi_get(keys), strict=True) if note == here}
+
+    def _swap(self, expected: _Tally | None, wanted: _Tally | None) -> _Tally | None:
+        """Put `wanted` in the place of `expected`, None for nothing; returns what the store then holds."""
+        before, after = (_GONE if tally is None else tally.encode() for tally in (expected, wanted))
+        return _Tally.decode(self._store.compare_set(_KEY, before, after))
 
 
 def wait_at_barrier(name: str, timeout: float | None, device_ids: list[int] | None) -> None:
@@ -97,28 +125,53 @@ def wait_at_barrier(name: str, timeout: float | None, device_ids: list[int] | No
     Raises:
         BarrierTimeout: some ranks did not come in time. The process group is unharmed.
     """
-    arrival = _Arrival(c10d._get_default_store(), dist.get_rank(), dist.get_world_size())
+    store, rank, step = c10d._get_default_store(), dist.get_rank(), _step()
+    if timeout is None:
+        _enter_for_good(store, _note_key(rank), step, device_ids)
+        return
+    arrival = _Arrival(store, rank, dist.get_world_size(), step)
     try:
-        arrival.enter()
-        if timeout is not None:
-            _wait_for_arrivals(arrival, name, timeout)
+        _wait_for_arrivals(arrival, name, timeout)
+        dist.barrier(device_ids=device_ids)
+    except BaseException:
+        with suppress(dist.DistError):
+            arrival.withdraw()
+        raise
+    arrival.clear()
+
+
+def _enter_for_good(store: Store, key: str, step: int, device_ids: list[int] | None) -> None:
+    """Without a timeout: the note of this step means nothing in later ones, and so is only taken back in a failure."""
+    try:
+        store.set(key, str(step))
         dist.barrier(device_ids=device_ids)
     except BaseException:
         with suppress(dist.DistError):  # without a store there is nobody left who could see the note
-            arrival.withdraw()
+            store.set(key, _GONE)
         raise
+
+
+def _step() -> int:
+    """How many collectives the default group has gone through: the same on all ranks that come to one barrier."""
+    group: Any = c10d._get_default_group()
+    devices = group._device_types
+    backend = group._get_backend(_CPU if _CPU in devices else devices[0])
+    return int(backend._get_sequence_number_for_group())  # the group itself counts its first life's only
+
+
+def _note_key(rank: int) -> str:
+    return f"{_KEY}/{rank}"
 
 
 def _wait_for_arrivals(arrival: _Arrival, name: str, timeout: float) -> None:
     # Asked in turns: `store.wait` cannot be interrupted, and it prints a warning when its time is up.
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
-    while not arrival.is_complete():
+    while missing := arrival.missing():
         left = deadline - time.monotonic()
         if left <= 0:
-            missing = arrival.withdraw()
-            if not missing:
-                return
-            raise BarrierTimeout(f"{describe_ranks(missing)} did not arrive at {name!r} within {timeout:g} s")
+            if arrival.withdraw():
+                raise BarrierTimeout(f"{describe_ranks(missing)} did not arrive at {name!r} within {timeout:g} s")
+            return
         time.sleep(min(pause, left))
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -221,7 +221,8 @@ class GroupKeeper:
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""
         return tuple(
-            (pg.group_name, pg._get_sequence_number_for_group())
+            # Not the group's own count, which is that of its first life for ever.
+            (pg.group_name, pg._get_backend(_CPU)._get_sequence_number_for_group())
             for pg in c10d._world.pg_map
             if _CPU in pg._device_types
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol
 
-from nbsync.worker.places import users_line, walk_stack
+from nbsync.worker.places import describe_line, is_users
 
 
 class Reporter(Protocol):
@@ -48,7 +49,10 @@ def set_reporter(new: Reporter | None) -> None:
 
 def call_site() -> str:
     """The innermost line of the user's code that led here, e.g. `Cell In[3], line 2`."""
-    return users_line(walk_stack(sys._getframe(1)))
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_users(frame.f_code):
+        frame = frame.f_back
+    return describe_line(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,52 @@ def test_a_rank_interrupted_in_a_barrier_has_left_it(run_ranks: Any, Notes: Any,
     assert run_ranks(rank_main) == [True, True]
 
 
+def test_a_rank_that_gives_up_leaves_those_who_wait_for_ever(run_ranks: Any, Notes: Any, group_works: Any) -> None:
+    """A rank without a timeout goes on waiting when another gives up; when that comes again they meet."""
+
+    def rank_main() -> Any:
+        world = World()
+        notes = Notes(world)
+        if world.rank == 0:
+            notes.leave("0 is about to wait")
+            world.wait_for_everyone()
+        else:
+            notes.await_all("0 is about to wait")
+            if world.rank == 1:
+                with pytest.raises(BarrierTimeout, match="2 did not arrive"):
+                    world.wait_for_everyone(timeout=0.05)
+                notes.leave("1 gave up")
+            notes.await_all("1 gave up")
+            world.wait_for_everyone(timeout=20)
+        return group_works(world)
+
+    assert run_ranks(rank_main, 3) == [True, True, True]
+
+
+def test_barriers_with_and_without_timeouts_stay_in_step(run_ranks: Any, group_works: Any) -> None:
+    """However often ranks give up and come again, they leave each barrier together and none is skipped."""
+
+    def rank_main() -> Any:
+        world = World()
+        draw = random.Random(world.rank)
+        gave_up = 0
+        for turn in range(60):
+            while True:
+                try:
+                    world.wait_for_everyone(timeout=draw.choice([None, 0.0, 0.001, 0.005, 5.0]))
+                except BarrierTimeout:
+                    gave_up += 1
+                    continue
+                break
+            if turn % 20 == 0:
+                assert world.gather_object(turn) == [turn] * world.size
+        return group_works(world), gave_up
+
+    found = run_ranks(rank_main, 3)
+    assert [works for works, _ in found] == [True] * 3
+    assert sum(gave_up for _, gave_up in found), "nobody gave up, so nothing was tried"
+
+
 class InterruptedStore(HashStore):
     """A store in which the second change is interrupted just after it was made."""
 
@@ -130,12 +177,35 @@ class InterruptedStore(HashStore):
 def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
     """A rank interrupted right after its note was made, before it knows, leaves no note behind."""
     store = InterruptedStore()
-    arrival = barrier._Arrival(store, 0, 2)
+    arrival = barrier._Arrival(store, 0, 2, step=0)
     with pytest.raises(KeyboardInterrupt):
         arrival.enter()
-    assert store.get(barrier._KEY) == b"0:0"
-    assert arrival.withdraw() == [1]
-    assert store.get(barrier._KEY) == b"0:"
+    assert store.get(barrier._KEY) == b"0::0"
+    assert arrival.withdraw()
+    assert store.get(barrier._KEY) == b"0::"
+
+
+def test_nobody_gives_up_once_all_have_come() -> None:
+    """The last arrival and a timeout cannot both win: who has seen everybody come cannot be left alone."""
+    store = HashStore()
+    first, second = (barrier._Arrival(store, rank, 2, step=4) for rank in (0, 1))
+    assert first.missing() == [1]
+    assert second.missing() == []
+    assert not first.withdraw()
+    assert first.missing() == []
+    second.clear()
+    assert barrier._Arrival(store, 1, 2, step=5).missing() == [0]
+
+
+def test_a_note_of_another_step_is_no_arrival() -> None:
+    """A rank that is just leaving the last barrier, or left it in a failure, has not come to this one."""
+    store = HashStore()
+    store.set(barrier._note_key(1), "3")
+    store.set(barrier._KEY, barrier._Tally(3, frozenset({0, 1}), is_sealed=True).encode())
+    arrival = barrier._Arrival(store, 0, 2, step=4)
+    assert arrival.missing() == [1]
+    store.set(barrier._note_key(1), "4")
+    assert arrival.missing() == []
 
 
 def test_barriers_are_reported_with_the_users_line(run_ranks: Any) -> None:
@@ -146,7 +216,7 @@ def test_barriers_are_reported_with_the_users_line(run_ranks: Any) -> None:
         set_reporter(
             SimpleNamespace(
                 barrier_entered=lambda name, site: events.append(("in", name, site)),
-                barrier_left=lambda name, site: events.append(("out", name, site)),
+                barrier_left=lambda name, site, passed: events.append(("out" if passed else "gave up", name, site)),
             )
         )
         world = World()
@@ -177,7 +247,8 @@ def test_a_missed_barrier_is_reported_as_left(run_ranks: Any) -> None:
         events: list[str] = []
         set_reporter(
             SimpleNamespace(
-                barrier_entered=lambda *_: events.append("in"), barrier_left=lambda *_: events.append("out")
+                barrier_entered=lambda *_: events.append("in"),
+                barrier_left=lambda name, site, passed: events.append("passed" if passed else "gave up"),
             )
         )
         world = World()
@@ -189,4 +260,4 @@ def test_a_missed_barrier_is_reported_as_left(run_ranks: Any) -> None:
                 world.wait_for_everyone(timeout=0.01)
         return events
 
-    assert run_ranks(rank_main) == [["in", "out"], []]
+    assert run_ranks(rank_main) == [["in", "gave up"], []]
