@@ -81,8 +81,13 @@ class Outcome:
 
     @property
     def texts(self) -> list[str]:
-        """The plain text of every display; the live area, empty at the end, is left out."""
-        return [text for bundle in self.displays if (text := bundle.get("text/plain", ""))]
+        """The plain text of every display; the live area, empty at the end, and the view are left out."""
+        return [text for bundle in self.displays if (text := bundle.get("text/plain", "")) and not is_view(bundle)]
+
+    @property
+    def views(self) -> list[dict[str, Any]]:
+        """The live views of the cell, as they are at its end."""
+        return [bundle for bundle in self.displays if is_view(bundle)]
 
     def ok(self) -> Outcome:
         """This outcome, which must not be an error."""
@@ -95,6 +100,11 @@ class Outcome:
         assert self.error is not None
         assert ename in self.error.ename, self.error
         return self.error
+
+
+def is_view(bundle: dict[str, Any]) -> bool:
+    """Whether this is the live view of all ranks."""
+    return 'class="nbsync"' in bundle.get("text/html", "")
 
 
 class _Cell:
