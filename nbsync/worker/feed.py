@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -104,3 +105,16 @@ class Feed:
         if not self._is_waiting and self.is_mine:
             self._is_waiting = True
             self.wake()
+
+
+class FeedReporter:
+    """Tells the kernel which barrier this rank enters and leaves, and where its output meets that of the others."""
+
+    def __init__(self, feed: Feed, meet: Callable[[str], None]) -> None:
+        self._feed, self.all_have_met = feed, meet
+
+    def barrier_entered(self, name: str, call_site: str) -> None:
+        self._feed.barrier(BarrierEvent(name, call_site, entered=True, time=time.monotonic()))
+
+    def barrier_left(self, name: str, call_site: str, passed: bool) -> None:
+        self._feed.barrier(BarrierEvent(name, call_site, entered=False, time=time.monotonic(), passed=passed))

@@ -22,7 +22,6 @@ from nbsync.protocol.blackbox import BlackBox, Statement
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.messages import (
     Alive,
-    BarrierEvent,
     Begin,
     Done,
     Failure,
@@ -46,7 +45,7 @@ from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.bars import show_bars
 from nbsync.worker.failure import describe, follows_from_others
-from nbsync.worker.feed import Feed
+from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
@@ -178,7 +177,7 @@ class Worker:
             self.channel.send(Alive())
             show_bars(self.feed, self.streams.owns)
             seed_rank(self.spec.seed, self.spec.rank)
-            set_reporter(_Reporter(self.feed, self.streams.meet))
+            set_reporter(FeedReporter(self.feed, self.streams.meet))
             world = World(backend=self.spec.backend)
             if world.device.type == "cuda":
                 torch.cuda.set_device(world.device)
@@ -311,16 +310,3 @@ def _note_exit(note: Callable[[CodeType, int], None]) -> None:
         original(status)
 
     os._exit = _exit
-
-
-class _Reporter:
-    """Tells the kernel which barrier this rank enters and leaves, and where its output meets that of the others."""
-
-    def __init__(self, feed: Feed, meet: Callable[[str], None]) -> None:
-        self._feed, self.all_have_met = feed, meet
-
-    def barrier_entered(self, name: str, call_site: str) -> None:
-        self._feed.barrier(BarrierEvent(name, call_site, entered=True, time=time.monotonic()))
-
-    def barrier_left(self, name: str, call_site: str, passed: bool) -> None:
-        self._feed.barrier(BarrierEvent(name, call_site, entered=False, time=time.monotonic(), passed=passed))
