@@ -133,6 +133,26 @@ def test_it_learns(executed: Executed) -> None:
 
 
 @pytest.mark.slow
+def test_the_recipes_do_what_they_say(executed: Executed) -> None:
+    """What must happen once happened once: counted downloads, uploads and batches; and all ranks saw the trigger."""
+    if executed.name != "process_control.ipynb":
+        pytest.skip("it has no recipes")
+    everything = "\n".join(shown(cell) for cell in executed.cells)
+    for text in (
+        "uploaded once\nand once more\n",
+        "2 downloads, by two cells on two ranks",
+        "2 batches of 100 for 200 sentences and two ranks",
+        "4 batches of 50",
+        "[0-1] (True, False)",
+        "[0-1] (True, 0.001, 4)",
+        "also-said-once!",
+        "[0] (10, 1.0)",
+        "[(100, None), (100, 'stopped at step 25')]",
+    ):
+        assert text in everything, text
+
+
+@pytest.mark.slow
 def test_the_committed_outputs_are_there(executed: Executed) -> None:
     """What shows something when it is executed shows something in the committed notebook, and vice versa."""
     committed = code_cells(FOLDER / executed.name)
