@@ -10,6 +10,8 @@ import time
 import pytest
 from worlds import GUARD, LATER, Ranks, Worlds
 
+from notebooks import Notebook, poll
+
 SIZES = [2, 4, 8]
 _MODEL = "from torch.nn.parallel import DistributedDataParallel as DDP\nmodel = DDP(torch.nn.Linear(4, 4))"
 
@@ -261,6 +263,19 @@ def test_row_13_endless_loop(pair: Ranks, on_all: bool) -> None:
     error = pair.interrupted(cell).failed("KeyboardInterrupt")
     assert ("ranks 0-1: interrupted" if on_all else "rank 0: interrupted") in error.traceback
     pair.assert_whole()
+
+
+def test_row_13_status_tells_line_and_time(fresh_notebook: Notebook) -> None:
+    """While a cell runs in the background the status tells each rank's line, and for how long it has been there."""
+    fresh_notebook.run("%nbsync start -n 2", GUARD).ok()
+    cell = "%%distributed --background\nimport time\nif rank == 1:\n    while True: pass\ndist.barrier()"
+    line = f"Cell In[{fresh_notebook.run(cell).ok().number}], line"
+    time.sleep(2.5)
+    said = fresh_notebook.run("%nbsync status").ok().stdout
+    assert re.search(rf"  rank 0: at {re.escape(line)} 5, in barrier, for [23] s", said), said
+    assert re.search(rf"  rank 1: at {re.escape(line)} 4, for [23] s", said), said
+    fresh_notebook.run("%nbsync interrupt").ok()
+    assert poll(lambda: "ranks 0-1: idle" in fresh_notebook.run("%nbsync status").stdout, GUARD, interval=0.2)
 
 
 def test_row_14_c_code_holds_the_gil(pair: Ranks) -> None:
