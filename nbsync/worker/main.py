@@ -6,19 +6,16 @@ import faulthandler
 import os
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import CodeType
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from nbsync.errors import NbsyncError
-from nbsync.protocol.blackbox import BlackBox, Statement
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.messages import (
     Alive,
@@ -52,7 +49,8 @@ from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.lightning import leave_the_prompt
 from nbsync.worker.loaders import end_cut_loaders_at_once
 from nbsync.worker.meeting import MeetingPoint
-from nbsync.worker.places import describe_file, end_at_users_line, first_line, is_users, walk_stack
+from nbsync.worker.places import end_at_users_line
+from nbsync.worker.recorder import Recorder
 from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
@@ -133,9 +131,9 @@ class Worker:
         self.feed = Feed(spec.progress_interval)
         self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch, self.feed)
         self.attendant.start()
-        self.box = BlackBox(spec.scratch, spec.rank)
-        self.shell = WorkerShell(self._post, self._on_error, self._note)
-        _note_exit(self._note)
+        recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
+        recorder.install()
+        self.shell = WorkerShell(self._post, self._on_error, recorder.note)
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -152,12 +150,6 @@ class Worker:
 
     def _post(self, make_message: Callable[[int], Any]) -> None:
         self.streams.post(make_message, self.channel)
-
-    def _note(self, code: CodeType, line: int | None = None) -> None:
-        """The cell's code is at `line`, or at the beginning of this statement."""
-        if self.interrupts.run is not None:
-            name = describe_file(code.co_filename)
-            self.box.note(Statement(self.interrupts.run, code.co_filename, name, line or first_line(code)))
 
     def _wait_for_begin(self) -> None:
         if not isinstance(self.attendant.inbox.get(), Begin):  # stopped before it began
@@ -297,16 +289,3 @@ class Worker:
             interrupted=self.interrupts.was_asked(run),
             released=self._was_released(run),
         )
-
-
-def _note_exit(note: Callable[[CodeType, int], None]) -> None:
-    """`os._exit` in the user's code ends the process unseen: note at which line."""
-    original = os._exit
-
-    def _exit(status: int) -> NoReturn:
-        mine = [(code, line) for code, line in walk_stack(sys._getframe(1)) if is_users(code)]
-        if mine and threading.current_thread() is threading.main_thread():
-            note(*mine[-1])
-        original(status)
-
-    os._exit = _exit

@@ -1,0 +1,40 @@
+"""Notes what the user's code runs, for an end that nobody sees coming (see `nbsync.protocol.blackbox`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import CodeType
+from typing import NoReturn
+
+from nbsync.protocol.blackbox import BlackBox, Statement
+from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.places import describe_file, first_line, is_users, walk_stack
+
+
+class Recorder:
+    """Writes the black box of this rank."""
+
+    def __init__(self, folder: str, rank: int, interrupts: Interrupts) -> None:
+        self._box = BlackBox(folder, rank)
+        self._interrupts = interrupts
+
+    def install(self) -> None:
+        """`os._exit` in the user's code ends the process unseen: note at which line."""
+        original = os._exit
+
+        def _exit(status: int) -> NoReturn:
+            mine = [(code, line) for code, line in walk_stack(sys._getframe(1)) if is_users(code)]
+            if mine and threading.current_thread() is threading.main_thread():
+                self.note(*mine[-1])
+            original(status)
+
+        os._exit = _exit
+
+    def note(self, code: CodeType, line: int | None = None) -> None:
+        """The main thread is at `line` of this code, or at the beginning of this statement."""
+        run = self._interrupts.run
+        if run is not None:
+            file = code.co_filename
+            self._box.note(Statement(run, file, describe_file(file), line or first_line(code)))
