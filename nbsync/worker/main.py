@@ -131,9 +131,9 @@ class Worker:
         self.feed = Feed(spec.progress_interval)
         self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch, self.feed)
         self.attendant.start()
-        recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
-        recorder.install()
-        self.shell = WorkerShell(self._post, self._on_error, recorder.note)
+        self.recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
+        self.recorder.install()
+        self.shell = WorkerShell(self._post, self._on_error, self.recorder.note)
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -230,7 +230,7 @@ class Worker:
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
                 value = function(*args, **kwargs)
-                self._note_pickling(request.run, "what the call returned", [value])
+                self.recorder.note_pickling("what the call returned", [value])
                 return CellOutcome(), pack(value)
             case Push(_, values, sources):
                 self.shell.learn(sources)
@@ -238,17 +238,12 @@ class Worker:
                 return CellOutcome(), None
             case Pull(_, names):
                 wanted = [eval(name, self.shell.namespace) for name in names]
-                self._note_pickling(request.run, ", ".join(names), wanted)
+                self.recorder.note_pickling(", ".join(names), wanted)
                 return CellOutcome(), pack(wanted)
             case Heal(_, life):
                 self.watch.forget()
                 return CellOutcome(), pack(self.groups.heal(life))
         raise NbsyncError(f"unknown request {type(request).__name__}")
-
-    def _note_pickling(self, run: int, name: str, values: list[Any]) -> None:
-        """A user's object may end this process when it is pickled: the black box says so then."""
-        types = ", ".join(dict.fromkeys(type(value).__qualname__ for value in values))
-        self.box.note(Statement(run, "", f"pickled {name}, of type {types}"[:500], 0))
 
     def _callable(self, call: Payload | None) -> Call:
         if call is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from types import CodeType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nbsync.protocol.blackbox import BlackBox, Statement
 from nbsync.worker.interrupts import Interrupts
@@ -38,3 +39,9 @@ class Recorder:
         if run is not None:
             file = code.co_filename
             self._box.note(Statement(run, file, describe_file(file), line or first_line(code)))
+
+    def note_pickling(self, name: str, values: Sequence[Any]) -> None:
+        """`values`, which the user knows as `name`, are about to be pickled: one of them may end this process."""
+        types = ", ".join(dict.fromkeys(type(value).__qualname__ for value in values))
+        if self._interrupts.run is not None:
+            self._box.note(Statement(self._interrupts.run, "", f"pickled {name}, of type {types}"[:500], 0))
