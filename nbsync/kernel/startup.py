@@ -18,7 +18,9 @@ from nbsync.protocol.messages import Alive, Ready
 START_LIMIT = 60.0  # seconds until every rank must have come up
 LIMIT_PER_RANK = 3.0  # seconds more for each interpreter that loads torch, should there be one processor
 ALIVE_LIMIT = 3.0  # seconds after which a forked rank that does nothing is taken for hung
-STILL = 1.0  # seconds without any processor time, asleep
+ALIVE_PER_RANK = 0.1  # seconds more for each
+STILL = 1.5  # seconds without any processor time, all threads asleep
+STARVED = 1.0  # seconds between two looks: then the machine is too busy for a judgement
 GATHER = 0.3  # seconds in which others that fail too are waited for, to name them all
 
 
@@ -42,7 +44,9 @@ class Startup:
         self._crashed = False
         self._said: list[bytes] = []
         self._still: dict[int, tuple[str, float]] = {}  # what the processor time was, and since when
+        self._looked = 0.0
         fresh = LIMIT_PER_RANK * len(start.ranks) if method == "spawn" else 0.0
+        self._patience = ALIVE_LIMIT + ALIVE_PER_RANK * len(start.ranks)
         self._began, self._limit = time.monotonic(), START_LIMIT + fresh
 
     def wait_until_alive(self) -> None:
@@ -56,7 +60,7 @@ class Startup:
             self._step(missing)
             if self._problems:
                 self._fail(NotAlive if self._method == "fork" and self._crashed else StartError)
-            if self._method == "fork" and time.monotonic() > self._began + ALIVE_LIMIT:
+            if self._method == "fork" and time.monotonic() > self._began + self._patience:
                 self._look_for_hung(missing)
 
     def wait_until_up(self) -> None:
@@ -89,7 +93,7 @@ class Startup:
                 self._problems[rank] = "could not start:\n" + "\n".join(failure.traceback)
             case Exited(_, status):
                 self._crashed |= os.WIFSIGNALED(status)
-                self._problems[rank] = f"{describe_exit(status)} while it started"
+                self._problems[rank] = f"{describe_exit(status)} during the start"
             case bytes():
                 self._said.append(what)
                 self._traffic.keep((rank, kind, what))
@@ -107,7 +111,10 @@ class Startup:
         raise kind("\n".join(told) + self._quoted())
 
     def _look_for_hung(self, missing: set[int]) -> None:
-        now = time.monotonic()
+        before, self._looked = self._looked, time.monotonic()
+        now = self._looked
+        if now - before > STARVED:
+            self._still.clear()
         for rank in missing:
             pulse = _pulse(self._traffic.process(rank).pid)
             if self._still.get(rank, ("", 0.0))[0] != pulse:
@@ -115,7 +122,7 @@ class Startup:
         hung = [
             rank
             for rank in sorted(missing)
-            if rank in self._still and self._still[rank][0].startswith("S") and now - self._still[rank][1] > STILL
+            if self._still[rank][0].startswith("asleep") and now - self._still[rank][1] > STILL
         ]
         if hung:
             raise NotAlive(
@@ -130,9 +137,12 @@ class Startup:
 
 
 def _pulse(pid: int) -> str:
-    """The state of the process's main thread, and the processor time that all its threads have used."""
+    """Whether all threads of the process are asleep, and the processor time that they have used."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except OSError:
+        tasks = [task / "stat" for task in Path(f"/proc/{pid}/task").iterdir()]
+        stats = [task.read_text("utf-8", "replace").rpartition(")")[2].split() for task in tasks]
+    except OSError:  # it has ended, which is told by itself, or a thread has
         return ""
-    return " ".join((fields[0], fields[11], fields[12]))
+    asleep = all(fields[0] == "S" for fields in stats)
+    used = sum(int(fields[11]) + int(fields[12]) for fields in stats)
+    return f"{'asleep' if asleep else 'awake'} {used}"

@@ -11,6 +11,7 @@ survive a fork), and the workers' main thread is a copy of the one that forked.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -47,6 +48,8 @@ def serve(fd: int, kernel_pid: int) -> NoReturn:
         if not helper:
             try:
                 _help(shell, sock, count & ~APART, bool(count & APART), server)
+            except OSError as error:
+                send(sock, Answer(problem=error.strerror or str(error), errno=error.errno or errno.EIO))
             except BaseException:
                 send(sock, Answer(problem=traceback.format_exc()))
             finally:
@@ -147,7 +150,7 @@ def _wait_until_adopted(helper: int) -> None:
 def _receive_fds(sock: socket.socket, wanted: int) -> list[int]:
     _, fds, _, _ = socket.recv_fds(sock, 1, wanted)
     if len(fds) != wanted:
-        raise OSError(f"{wanted} descriptors were to come, {len(fds)} came: raise the limit (ulimit -n)")
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return list(fds)
 
 

@@ -111,7 +111,7 @@ os.register_at_fork(after_in_child={hook})
     ("hook", "told"),
     [
         ("held.acquire", "hung right after the fork"),
-        ("lambda: os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV while it started"),
+        ("lambda: os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV during the start"),
     ],
 )
 def test_self_test(kernel: Notebook, hook: str, told: str) -> None:
@@ -120,7 +120,7 @@ def test_self_test(kernel: Notebook, hook: str, told: str) -> None:
     kernel.run(HOOK.format(hook=hook)).ok()
     outcome = kernel.run("%nbsync start -n 2", GUARD).ok()
     assert "the workers come from a fork server: ranks 0-1 " in outcome.stderr
-    assert told.split(" while")[0] in outcome.stderr
+    assert told in outcome.stderr
     assert kernel.run("%%distributed\nrank").ok().texts == ["[0] 0", "[1] 1"]
     kernel.run("%nbsync stop").ok()
     error = kernel.run("%nbsync start -n 2 --start-method fork", GUARD).failed("UsageError")

@@ -56,6 +56,8 @@ class ForkServer:
             said = self._last_words()
             self.close()
             raise StartError(f"the fork server failed: {error}" + (f". It said:\n{said}" if said else "")) from error
+        if answer.problem:
+            self.close()  # what the helper has not read is still on its way
         if answer.errno:
             raise refused(specs, len(answer.pids), OSError(answer.errno, answer.problem))
         if answer.problem:

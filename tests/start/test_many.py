@@ -1,0 +1,167 @@
+"""Many starts leave nothing behind, warm pools of threads do not hang them, and a limit stops all ranks or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from started import GUARD
+
+from notebooks import Notebook, alive, family, poll
+
+USAGE = """
+import gc, json
+gc.collect()
+with open("/proc/self/statm") as file:
+    resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+targets = []
+for fd in os.listdir("/proc/self/fd"):
+    try: targets.append(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError: pass
+# IPython's history comes and goes.
+print(json.dumps([resident, len([t for t in targets if ".sqlite" not in t]), len(os.listdir("/proc/self/task"))]))
+"""
+SESSIONS = "for _ in range({count}):\n    with nbsync.Session(2, start_method={method!r}) as session: pass"
+WARM = """
+import numpy as np, torch, nbsync
+import pyarrow as pa, pyarrow.compute as pc
+from sklearn.cluster import KMeans
+from tokenizers import Tokenizer, models
+def compute():
+    a = (torch.randn(400, 400) @ torch.randn(400, 400)).sum() + (torch.ones(1 << 20) + 1).sum()
+    b = np.random.rand(400, 400) @ np.random.rand(400, 400)
+    KMeans(2, n_init=1).fit(np.random.rand(2000, 4))
+    pc.sort_indices(pa.array(b.ravel()))
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    return torch.get_num_threads(), len(tokenizer.encode_batch(["a"] * 200))
+compute()
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Notebook]:
+    """A kernel of this test's own."""
+    notebook = Notebook(tmp_path, {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    try:
+        notebook.run("%load_ext nbsync\nimport os, torch, nbsync").ok()
+        yield notebook
+    finally:
+        notebook.shutdown()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_many_sessions(kernel: Notebook, method: str) -> None:
+    """Sessions that come and go leave the kernel as it was. `benchmarks/start.py cycles` does it a thousand times."""
+    for _ in range(2):
+        kernel.run(SESSIONS.format(count=5, method=method), GUARD).ok()
+    resident, descriptors, threads = _usage(kernel)
+    kernel.run(SESSIONS.format(count=30, method=method), GUARD).ok()
+    assert _usage(kernel)[0] - resident < 5.0, "megabytes"
+    poll(lambda: _usage(kernel)[1:] <= (descriptors, threads), 2.0)
+    now = _usage(kernel)
+    assert (now[1] <= descriptors, now[2] <= threads) == (True, True), (descriptors, threads, now)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_warm_pools(kernel: Notebook, method: str) -> None:
+    """Libraries whose threads the notebook has used work in the workers, with several threads."""
+    kernel.run(WARM, GUARD).ok()
+    cell = f"""
+for _ in range(5):
+    compute()
+    with nbsync.Session(2, start_method={method!r}, threads_per_worker=2) as session:
+        assert session.call(compute, timeout=20) == [(2, 200)] * 2"""
+    kernel.run(cell, GUARD).ok()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_crowd(kernel: Notebook, method: str) -> None:
+    """64 ranks come up and reduce together. `benchmarks/start.py crowd` takes the time."""
+    cell = f"""
+import torch.distributed as dist
+def total():
+    t = torch.ones(1)
+    dist.all_reduce(t)
+    return t.item()
+with nbsync.Session(64, start_method={method!r}) as session:
+    assert session.call(total) == [64.0] * 64"""
+    kernel.run(cell, GUARD).ok()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_limit_of_descriptors(kernel: Notebook, method: str) -> None:
+    """Too few descriptors for all ranks: none is started, the message says so, and later starts work."""
+    before = family(kernel.pid)
+    kernel.run(
+        "import resource\n_, most = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 30, most))"
+    ).ok()
+    error = kernel.run(f"nbsync.Session(16, start_method={method!r})", GUARD).failed("StartError")
+    assert "no process for ranks 0-15: Too many open files" in error.evalue
+    kernel.run("resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))").ok()
+    assert poll(lambda: not alive(family(kernel.pid) - before), 2.0)
+    kernel.run(f"nbsync.Session(2, start_method={method!r}).close()", GUARD).ok()
+
+
+#: Read by a new interpreter as it starts.
+LIMITS = {
+    "receiving": "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (25, 25))\n",
+    "forking": """
+import errno, os
+fork, made = os.fork, []
+def limited():
+    made.append(1)
+    if len(made) == 4: raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = limited
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("when", "told"),
+    [
+        ("receiving", "ranks 0-7: Too many open files"),
+        ("forking", "ranks 2-7: Resource temporarily unavailable"),
+    ],
+)
+def test_limit_of_the_fork_server(kernel: Notebook, when: str, told: str) -> None:
+    """The fork server itself meets a limit: the missing ranks are named, none is left, and the next start works."""
+    folder = kernel.folder / "limited"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(LIMITS[when])
+    cell = f"""
+from nbsync.kernel.engines import served
+usual = os.environ.get("PYTHONPATH", "")
+os.environ["PYTHONPATH"] = {str(folder)!r} + os.pathsep + usual
+served.preload()
+os.environ["PYTHONPATH"] = usual"""
+    kernel.run(cell).ok()
+    before = family(kernel.pid)
+    error = kernel.run("nbsync.Session(8, start_method='forkserver')", GUARD).failed("StartError")
+    assert f"no process for {told}" in error.evalue
+    assert poll(lambda: not alive(family(kernel.pid) - before), 2.0)
+    kernel.run("nbsync.Session(2, start_method='forkserver').close()", GUARD).ok()
+
+
+def test_ranks_that_fail_together_are_named_together(kernel: Notebook) -> None:
+    """Ranks that come alive and then cannot go on, as without room for a thread, are named with what they said."""
+    cell = """
+import threading
+start, kernel = threading.Thread.start, os.getpid()
+def limited(self):
+    if os.getpid() != kernel: raise RuntimeError("can't start new thread")
+    start(self)
+threading.Thread.start = limited"""
+    kernel.run(cell).ok()
+    error = kernel.run("nbsync.Session(4)", GUARD).failed("StartError")
+    assert "ranks 0-3 ended with exit code 70 during the start" in error.evalue
+    assert "can't start new thread" in error.evalue
+
+
+def _usage(kernel: Notebook) -> tuple[float, int, int]:
+    """Megabytes, descriptors and threads of the kernel."""
+    resident, descriptors, threads = json.loads(kernel.run(USAGE).ok().stdout)
+    return resident, descriptors, threads
