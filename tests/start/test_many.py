@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,14 +40,10 @@ compute()
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Iterator[Notebook]:
-    """A kernel of this test's own."""
-    notebook = Notebook(tmp_path, {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
-    try:
-        notebook.run("%load_ext nbsync\nimport os, torch, nbsync").ok()
-        yield notebook
-    finally:
-        notebook.shutdown()
+def kernel(notebook: Notebook) -> Notebook:
+    """The module's kernel, with what the cells here use."""
+    notebook.run("import os, torch, nbsync\nimport torch.distributed as dist").ok()
+    return notebook
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
@@ -57,11 +52,12 @@ def test_many_sessions(kernel: Notebook, method: str) -> None:
     for _ in range(2):
         kernel.run(SESSIONS.format(count=5, method=method), GUARD).ok()
     resident, descriptors, threads = _usage(kernel)
-    kernel.run(SESSIONS.format(count=30, method=method), GUARD).ok()
+    kernel.run(SESSIONS.format(count=20, method=method), GUARD).ok()
     assert _usage(kernel)[0] - resident < 5.0, "megabytes"
-    poll(lambda: _usage(kernel)[1:] <= (descriptors, threads), 2.0)
-    now = _usage(kernel)
-    assert (now[1] <= descriptors, now[2] <= threads) == (True, True), (descriptors, threads, now)
+    # A front end's connections come and go; what 20 sessions leave behind would be 20.
+    assert poll(
+        lambda: all(now - then < 5 for now, then in zip(_usage(kernel)[1:], (descriptors, threads), strict=True)), 2.0
+    )
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
@@ -69,23 +65,21 @@ def test_warm_pools(kernel: Notebook, method: str) -> None:
     """Libraries whose threads the notebook has used work in the workers, with several threads."""
     kernel.run(WARM, GUARD).ok()
     cell = f"""
-for _ in range(5):
+for _ in range({5 if method == "fork" else 1}):
     compute()
     with nbsync.Session(2, start_method={method!r}, threads_per_worker=2) as session:
         assert session.call(compute, timeout=20) == [(2, 200)] * 2"""
     kernel.run(cell, GUARD).ok()
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_a_crowd(kernel: Notebook, method: str) -> None:
+def test_a_crowd(kernel: Notebook) -> None:
     """64 ranks come up and reduce together. `benchmarks/start.py crowd` takes the time."""
-    cell = f"""
-import torch.distributed as dist
+    cell = """
 def total():
     t = torch.ones(1)
     dist.all_reduce(t)
     return t.item()
-with nbsync.Session(64, start_method={method!r}) as session:
+with nbsync.Session(64) as session:
     assert session.call(total) == [64.0] * 64"""
     kernel.run(cell, GUARD).ok()
 
@@ -127,15 +121,14 @@ os.fork = limited
         ("forking", "ranks 2-7: Resource temporarily unavailable"),
     ],
 )
-def test_limit_of_the_fork_server(kernel: Notebook, when: str, told: str) -> None:
+def test_limit_of_the_fork_server(kernel: Notebook, tmp_path: Path, when: str, told: str) -> None:
     """The fork server itself meets a limit: the missing ranks are named, none is left, and the next start works."""
-    folder = kernel.folder / "limited"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(LIMITS[when])
+    (tmp_path / "sitecustomize.py").write_text(LIMITS[when])
     cell = f"""
 from nbsync.kernel.engines import served
 usual = os.environ.get("PYTHONPATH", "")
-os.environ["PYTHONPATH"] = {str(folder)!r} + os.pathsep + usual
+os.environ["PYTHONPATH"] = {str(tmp_path)!r} + os.pathsep + usual
+served.close()
 served.preload()
 os.environ["PYTHONPATH"] = usual"""
     kernel.run(cell).ok()
@@ -146,17 +139,17 @@ os.environ["PYTHONPATH"] = usual"""
     kernel.run("nbsync.Session(2, start_method='forkserver').close()", GUARD).ok()
 
 
-def test_ranks_that_fail_together_are_named_together(kernel: Notebook) -> None:
+def test_ranks_that_fail_together_are_named_together(fresh_notebook: Notebook) -> None:
     """Ranks that come alive and then cannot go on, as without room for a thread, are named with what they said."""
     cell = """
-import threading
+import os, threading, nbsync
 start, kernel = threading.Thread.start, os.getpid()
 def limited(self):
     if os.getpid() != kernel: raise RuntimeError("can't start new thread")
     start(self)
 threading.Thread.start = limited"""
-    kernel.run(cell).ok()
-    error = kernel.run("nbsync.Session(4)", GUARD).failed("StartError")
+    fresh_notebook.run(cell).ok()
+    error = fresh_notebook.run("nbsync.Session(4)", GUARD).failed("StartError")
     assert "ranks 0-3 ended with exit code 70 during the start" in error.evalue
     assert "can't start new thread" in error.evalue
 
