@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +66,41 @@ def test_row_35_disk_is_full(pair: Ranks) -> None:
     assert outcome.stdout == "[0-1] no room\n"
     pair.assert_whole()
     pair.run("resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))").ok()
+
+
+@pytest.fixture
+def full_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own, on which nothing is free."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        with suppress(OSError), open(folder / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(b"x" * 4096)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_row_35_no_room_for_our_files(tmp_path: Path, full_folder: Path) -> None:
+    """On a machine without disk space the ranks start, fail, heal, end and come back as ever."""
+    notebook = Notebook(tmp_path / "kernel", {"TMPDIR": str(full_folder)})
+    try:
+        notebook.run("%load_ext nbsync").ok()
+        notebook.run("%nbsync start -n 2", GUARD).ok()
+        notebook.run("%%distributed\nkept = rank\nfrom nbsync.testing import inject").ok()
+        error = notebook.run("%%distributed\nif rank:\n    inject.raise_error()\ndist.barrier()", GUARD)
+        assert error.failed("ValueError").evalue.startswith("rank 1: ValueError: injected")
+        assert notebook.run(_WORKS).ok().texts == ["[0-1] 2.0"]
+        died = notebook.run("%%distributed\nif rank:\n    inject.kill()\ndist.barrier()", GUARD)
+        assert died.failed("WorkerDied").evalue.startswith("rank 1: the process was ended by SIGKILL")
+        notebook.run("%nbsync restart --ranks 1", GUARD).ok()
+        assert notebook.run(_WORKS).ok().texts == ["[0-1] 2.0"]
+        assert notebook.run("%%on_rank 0\nkept").ok().texts == ["[0] 0"]
+    finally:
+        notebook.shutdown()
 
 
 def test_row_36_descriptors_of_a_rank(pair: Ranks) -> None:
