@@ -103,7 +103,10 @@ class Fleet:
         self._closed = True
         self._end(self.traffic.processes())
         self.traffic.clear()
-        self._scratch.remove()
+        if self._logs.are_kept and self.plan.is_one_run:
+            self._scratch.leave()
+        else:
+            self._scratch.remove()
         if self._guard is not None:  # the last to go: the kernel may be killed at any moment
             self._guard.dismiss()
             self._guard = None

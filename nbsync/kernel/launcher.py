@@ -117,6 +117,7 @@ def notebook_launcher(
         numa=checked_numa(numa, placement),
         start_method=start_method,
         init_group=False,
+        is_one_run=True,
         env={"ACCELERATE_MIXED_PRECISION": _precision(mixed_precision)} | checked_env(env),
         host=host,
         port=port,

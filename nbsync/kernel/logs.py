@@ -44,6 +44,11 @@ class Logs:
                 return path, fd
         raise AssertionError("unreachable")
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether the user was told of one."""
+        return bool(self._kept)
+
     def keep(self, path: Path) -> None:
         """The user was told of this one."""
         self._kept.append(path)

@@ -26,6 +26,7 @@ class Plan:
         threads: for each worker; None for the cores divided among the ranks, or the user's OMP_NUM_THREADS.
         numa: how workers are bound to the processors near their GPU; None for not at all.
         init_group: whether workers create the process group at start.
+        is_one_run: the session ends with its only run, so that what the user was told of must outlive it.
         compare_collectives: let ranks compare what they are about to do before each blocking collective.
         refill: bring a rank back at once when its process has ended.
         seed: base of the random states; drawn when None.
@@ -39,6 +40,7 @@ class Plan:
     threads: int | None = None
     numa: str | None = None
     init_group: bool = True
+    is_one_run: bool = False
     compare_collectives: bool = True
     refill: bool = False
     seed: int | None = None

@@ -6,6 +6,7 @@ went down, goes at the first start of a later kernel.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import logging
 import os
@@ -22,6 +23,7 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 _log = logging.getLogger(__name__)
 
 _PREFIX = "nbsync-"
+_MOST_LEFT = 5  # folders that outlive their sessions
 _SETTLED = 60.0  # seconds after which a folder without a lock is nobody's: its owner locks it right after making it
 
 
@@ -52,12 +54,31 @@ class Scratch:
         """Whether the folder is there."""
         return self._lock >= 0
 
+    def leave(self) -> None:
+        """Keep the folder when its session ends, to be read: until the kernel ends, or some newer ones are left."""
+        _left.append(self)
+        for old in _left[:-_MOST_LEFT]:
+            old.remove()
+        del _left[:-_MOST_LEFT]
+
     def remove(self) -> None:
         """Remove the folder with all that is in it. Idempotent."""
         if self.is_made:
             _remove(self.path)
             close_kernel_only(self._lock)
             self._lock = -1
+
+
+_left: list[Scratch] = []
+
+
+def _remove_left() -> None:
+    for scratch in _left:
+        scratch.remove()
+
+
+atexit.register(_remove_left)
+os.register_at_fork(after_in_child=_left.clear)  # they are the kernel's
 
 
 @cache

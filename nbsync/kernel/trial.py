@@ -38,6 +38,8 @@ def unpack_safely(payload: Payload, common: Common, notify: Callable[[str], None
         TransferError: it cannot be rebuilt, or it ends the process that does.
         KeyboardInterrupt: it took long, and the user gave it up.
     """
+    if sys.platform != "linux":  # a process that was forked is not to be trusted there
+        return unpack(payload, common)
     try:
         return unpack(payload, common, FamiliarUnpickler)
     except Unfamiliar as strange:
@@ -121,8 +123,7 @@ def _count(said: bytearray) -> int:
 def _be_trial(payload: Payload, common: Common, out: int, into: int) -> None:
     """In the child: it must not outlive the kernel, nor show anything."""
     os.setpgid(0, 0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.close(out)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

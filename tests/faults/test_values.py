@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from worlds import GUARD, Ranks
 
-from notebooks import Outcome, poll
+from notebooks import Notebook, Outcome, poll
 
 _PULL = "import nbsync\nnbsync.session().pull('value', ranks={ranks!r})"
 MEGABYTE = 1 << 20
@@ -232,6 +232,19 @@ def test_row_33_flood_is_cut(pair: Ranks) -> None:
     assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
     pair.notebook.run("%nbsync restart").ok()
     assert not log.parent.exists()
+
+
+def test_row_33_log_of_a_launch(fresh_notebook: Notebook) -> None:
+    """The log of a launched function outlives its workers, and goes with the kernel."""
+    flood = "def flood():\n    from nbsync.testing import inject\n    inject.flood_stdout(megabytes=4)"
+    fresh_notebook.run(f"from nbsync import notebook_launcher\n{flood}").ok()
+    outcome = fresh_notebook.run("notebook_launcher(flood, num_processes=2)", 60).ok()
+    log = re.search(r"lines hidden; the full logs? (?:is|are) (\S+)", outcome.stdout)
+    assert log is not None
+    assert Path(log[1]).stat().st_size >= 4 * MEGABYTE - 80
+    fresh_notebook.run("notebook_launcher(lambda: None, num_processes=2)").ok()
+    fresh_notebook.shutdown()
+    assert not Path(log[1]).exists()
 
 
 def test_row_33_errors_are_whole(pair: Ranks) -> None:
