@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXECUTED := build/quickstart.ipynb
 
-.PHONY: setup demo test test-gpu lint lab bench soak clean
+.PHONY: setup demo test test-gpu lint docs lab bench soak clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python docs/build_api.py
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb

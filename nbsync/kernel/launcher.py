@@ -100,6 +100,12 @@ def notebook_launcher(
         StartError: the workers could not be started.
         WorkerError: a rank raised; it is also of the original exception's type. WorkerDied: its process ended.
         RunTimeout: `timeout` was reached. KeyboardInterrupt: it was interrupted.
+
+    Examples:
+        >>> from nbsync import World, notebook_launcher
+        >>> factor = 10
+        >>> notebook_launcher(lambda offset: factor * World().rank + offset, args=(1,), num_processes=2)
+        [1, 11]
     """
     arguments = dict(locals())
     _check_function(function, args)

@@ -52,6 +52,14 @@ class Session:
     Raises:
         UsageError: an argument makes no sense.
         StartError: the workers could not be started; none is left running.
+
+    Examples:
+        >>> from nbsync import Session
+        >>> with Session(2) as session:
+        ...     session.push({"lr": 0.5})
+        ...     session.run_cell("total = world.reduce(torch.tensor(lr)).item()")
+        ...     session.pull("rank", "total")
+        [[0, 1.0], [1, 1.0]]
     """
 
     def __init__(
@@ -182,6 +190,12 @@ class Session:
     ) -> list[Any]:
         """Call a function on `ranks`. It and its arguments are sent with dill.
 
+        Args:
+            function: it runs in the cells' world: what it makes global, the next cell has.
+            args, kwargs: its arguments.
+            ranks: which ranks, as `run_cell`.
+            timeout: seconds after which it is interrupted; None for no limit.
+
         Returns:
             What it returned, one value per rank of `ranks`. CUDA tensors arrive as CPU tensors.
 
@@ -201,6 +215,10 @@ class Session:
 
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
         """Set variables on `ranks`: `session.push({"lr": 0.1})`.
+
+        Args:
+            values: the variables by their names.
+            ranks: which ranks, as `run_cell`.
 
         Raises:
             TransferError: a value cannot be sent; nothing was set on any rank.
@@ -226,6 +244,9 @@ class Session:
     def peek(self, ranks: Ranks = "all") -> dict[int, Where | None]:
         """Where each rank is, also while it is busy: its line, what it waits in, its stack.
 
+        Args:
+            ranks: which ranks, as `run_cell`.
+
         Returns:
             By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
         """
@@ -237,6 +258,9 @@ class Session:
         """The Python stack of each rank, also while it is busy.
 
         A rank that does not answer writes its stack to its stderr instead, which shows in the cell it runs.
+
+        Args:
+            ranks: which ranks, as `run_cell`.
         """
         return describe_stacks(self._fleet, choose(self._fleet, ranks))
 

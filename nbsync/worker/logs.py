@@ -116,6 +116,15 @@ def get_logger(name: str, log_level: str | int | None = None) -> RankLogger:
 
     Raises:
         UsageError: there is no such level.
+
+    Examples:
+        >>> import logging, sys
+        >>> from nbsync import get_logger
+        >>> logger = get_logger("train")
+        >>> logger.logger.addHandler(handler := logging.StreamHandler(sys.stdout))
+        >>> logger.warning("an epoch took %d s", 7, main_process_only=False)
+        [RANK 0] an epoch took 7 s
+        >>> logger.logger.removeHandler(handler)
     """
     logger = logging.getLogger(name)
     level = os.environ.get("ACCELERATE_LOG_LEVEL") if log_level is None else log_level

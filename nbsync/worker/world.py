@@ -36,6 +36,25 @@ class World(Identity):
         backend: for `dist.init_process_group`; by default NBSYNC_BACKEND, else NCCL beside gloo when there is
             a GPU for each process, else gloo.
         timeout: seconds after which a collective gives up; by default what torch has for the backend.
+
+    Examples:
+        In a plain process; in a cell or a launched function the same code runs on several ranks.
+
+        >>> from nbsync import World
+        >>> world = World()
+        >>> world
+        <World: rank 0 of 1, local rank 0 of 1, ...>
+        >>> @world.on_main_process
+        ... def save():
+        ...     return "saved"
+        >>> world.wait_for_everyone()
+        >>> save()
+        'saved'
+        >>> with world.split_between_processes(["a", "b", "c"]) as mine:
+        ...     mine
+        ['a', 'b', 'c']
+        >>> world.gather_object({"rank": world.rank})
+        [{'rank': 0}]
     """
 
     def __init__(self, backend: str | None = None, timeout: float | None = None) -> None:
@@ -257,6 +276,10 @@ class World(Identity):
         """Replace the content of every rank's list, in place, with that of `from_process`; returns the list.
 
         As Accelerate's `broadcast_object_list`.
+
+        Args:
+            object_list: the list, which may have another length on every rank.
+            from_process: the rank that sends.
 
         Raises:
             UsageError: there is no such rank.
