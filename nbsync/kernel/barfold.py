@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from nbsync.kernel.state import Phase, RankState, Snapshot
 from nbsync.protocol.messages import Bar
@@ -22,12 +23,12 @@ class FoldedBar:
     total: float | None
     bars: Mapping[int, Bar]
 
-    @property
+    @cached_property
     def steps(self) -> list[float]:
         """How far they are, ascending: the first is the least, the middle one the median."""
         return sorted(bar.n for bar in self.bars.values())
 
-    @property
+    @cached_property
     def slowest(self) -> int:
         """The rank that is least far; of those that are equally far, the one that took longest."""
         return min(self.bars, key=lambda rank: (self.bars[rank].n, -self.bars[rank].elapsed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tqdm.std import tqdm
+from tqdm.utils import disp_trim
 
 from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.barfold import FoldedBar, elapsed, fold_bars
@@ -15,17 +16,17 @@ MOST_LINES = 40
 _LONGEST_NAME = 40
 
 
-def lines_of(snapshot: Snapshot, width: int = 100) -> list[str]:
-    """Bars and barriers, a line each, at most `width` characters long."""
+def lines_of(snapshot: Snapshot, width: int = 100, most: int = MOST_LINES) -> list[str]:
+    """Bars and barriers, a line each: at most `most` of them, each at most `width` columns wide."""
     if len(snapshot.in_run) <= MOST_RANKS:
         lines = [_rank_line(state, bar, snapshot.now, width) for state in snapshot.ranks for bar in state.bars]
         lines += [f"[{s.rank}] and {s.hidden} more bars" for s in snapshot.ranks if s.hidden]
     else:
         lines = [_folded_line(bar, width) for bar in fold_bars(snapshot)]
     lines += [describe_gathering(gathering, snapshot) for gathering in snapshot.waiting]
-    if len(lines) > MOST_LINES:
-        lines = [*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more lines"]
-    return [_one_line(line)[:width] for line in lines]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more lines"]
+    return [disp_trim(_one_line(line), width) for line in lines]  # by what it takes on the screen
 
 
 def describe_gathering(gathering: Gathering, snapshot: Snapshot) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from nbsync.errors import describe_ranks
+from nbsync.kernel.bounds import bounded
 from nbsync.kernel.gathering import Barriers, Gathering, Passed, collectives
 from nbsync.protocol.messages import Bar, BarrierEvent, Done, Memory, Progress, Where
 
@@ -90,7 +92,8 @@ class Snapshot:
     Attributes:
         waiting: the barriers, and the collectives that block for long, that somebody waits in.
         passed: the last barrier that all ranks have passed in this run.
-        title: of the run, e.g. "Cell In[3]"; ranks_in_run: the ranks that take part in it; began: its start.
+        title: of the run, e.g. "Cell In[3]"; in_run: the ranks that take part in it; began: its start.
+        shared: the most moving bars that ranks had in common at one time: a view keeps the room.
     """
 
     ranks: tuple[RankState, ...]
@@ -101,6 +104,7 @@ class Snapshot:
     title: str = ""
     in_run: frozenset[int] = frozenset()
     began: float = 0.0
+    shared: int = 0
 
     def describe(self) -> str:
         """The snapshot as plain text, equal ranks in one line."""
@@ -131,6 +135,7 @@ class WorldState:
     devices: Sequence[str] = ()
     _ranks: dict[int, RankState] = field(default_factory=dict)
     _barriers: Barriers = field(default_factory=Barriers)
+    _shared: int = 0
 
     # ---- phases ----
 
@@ -148,6 +153,7 @@ class WorldState:
         self._change(rank, phase=Phase.BUSY, since=now, note=note, barrier=None, **fresh)
         self._barriers.forget([rank])
         self._barriers.passed = None
+        self._shared = 0
 
     def exited(self, rank: int, how: str, now: float) -> None:
         self._change(rank, phase=Phase.DEAD, since=now, note=how, barrier=None)
@@ -163,7 +169,7 @@ class WorldState:
             self._barriers.take(rank, event, len(self._ranks))
             self._change(rank, barrier=event if event.entered else None)
         state = self._ranks[rank]
-        bars = {bar.number: bar for bar in (*state.bars, *progress.bars)}
+        bars = {bar.number: bar for bar in (*state.bars, *map(bounded, progress.bars))}
         kept = _kept([bar for number, bar in sorted(bars.items()) if number not in progress.gone])
         self._change(rank, bars=kept, count=progress.count, slots=max(state.slots, len(kept)))
 
@@ -204,21 +210,27 @@ class WorldState:
     # ---- what is known ----
 
     def snapshot(self, now: float, title: str = "", in_run: Sequence[int] = (), began: float = 0.0) -> Snapshot:
+        """All ranks as they are now; the bars only of those that take part in the run, when there is one."""
+        chosen = frozenset(in_run)
         ranks = tuple(self._ranks[rank] for rank in sorted(self._ranks))
-        barriers = self._barriers.waiting([state.rank for state in ranks], now)
+        if in_run:
+            ranks = tuple(state if state.rank in chosen else _without_bars(state) for state in ranks)
+            self._shared = max(self._shared, _count_shared(ranks))
+        everyone = tuple(state.rank for state in ranks)
+        barriers = self._barriers.waiting(everyone, now)
         inside = {rank for barrier in barriers for rank in barrier.arrived}
         waits = {
             state.rank: (
                 state.place.operation,
                 state.place.line,
-                state.place.group or tuple(s.rank for s in ranks),
+                state.place.group or everyone,
                 state.place.in_operation,
             )
             for state in ranks
             if state.place and state.place.operation and _works(state) and state.rank not in inside
         }
         waiting = (*barriers, *collectives(waits, now))
-        return Snapshot(ranks, self.backend, now, waiting, self._barriers.passed, title, frozenset(in_run), began)
+        return Snapshot(ranks, self.backend, now, waiting, self._barriers.passed, title, chosen, began, self._shared)
 
     def phase(self, rank: int) -> Phase:
         return self._ranks[rank].phase
@@ -237,6 +249,20 @@ class WorldState:
 
 def _works(state: RankState) -> bool:
     return state.phase is Phase.BUSY and state.ending is None
+
+
+def _without_bars(state: RankState) -> RankState:
+    return replace(state, bars=(), count=0, slots=0) if state.bars or state.slots else state
+
+
+def _count_shared(ranks: Sequence[RankState]) -> int:
+    """How many bars, by name and total, move on some rank and are there on several."""
+    ranks_with: Counter[tuple[str, float | None]] = Counter()
+    moving: set[tuple[str, float | None]] = set()
+    for state in ranks:
+        ranks_with.update({(bar.name, bar.total) for bar in state.bars if bar.text is None})
+        moving.update((bar.name, bar.total) for bar in state.bars if not bar.closed)
+    return sum(count > 1 and key in moving for key, count in ranks_with.items())
 
 
 def _kept(bars: list[Bar]) -> tuple[Bar, ...]:

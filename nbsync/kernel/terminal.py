@@ -21,10 +21,12 @@ class TerminalView:
         is_terminal = sys.stderr.isatty()
         if not (final or is_terminal):
             return
-        from nbsync.kernel.barlines import lines_of  # imports tqdm
+        from nbsync.kernel.barlines import MOST_LINES, lines_of  # imports tqdm
 
         self.erase()
-        lines = lines_of(snapshot, shutil.get_terminal_size((100, 24)).columns - 1)
+        size = shutil.get_terminal_size((100, 24))
+        # What has scrolled out at the top cannot be redrawn.
+        lines = lines_of(snapshot, size.columns - 1, MOST_LINES if final else max(1, min(MOST_LINES, size.lines - 1)))
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
         self._height = len(lines) if is_terminal and not final else 0

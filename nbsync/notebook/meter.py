@@ -13,6 +13,8 @@ from nbsync.kernel.state import RankState, Snapshot
 from nbsync.notebook.safe import safe
 from nbsync.protocol.messages import Bar
 
+_TOO_LONG = 1e9  # seconds
+
 
 def folded_bar(folded: FoldedBar, snapshot: Snapshot, final: bool) -> str:
     steps, total = folded.steps, folded.total
@@ -81,4 +83,5 @@ def _scaled(value: float, divisor: float) -> str:
 
 
 def interval(seconds: float) -> str:
-    return str(tqdm.format_interval(max(0.0, seconds)))
+    """`01:23`; "?" for what would be the better part of a lifetime, or is no number."""
+    return str(tqdm.format_interval(max(0.0, seconds))) if seconds < _TOO_LONG else "?"

@@ -21,6 +21,7 @@ MOST_BARS = 4  # of one rank
 MOST_FOLDED = 6
 MOST_NOTABLE = 8
 MOST_WAITING = 3
+_LINE = 18  # pixels
 
 
 def render(snapshot: Snapshot, *, compact: bool = False, final: bool = False) -> str:
@@ -32,7 +33,7 @@ def render(snapshot: Snapshot, *, compact: bool = False, final: bool = False) ->
         final: the run is over: nothing needs to keep its room.
     """
     many = len(snapshot.ranks) > MOST_RANKS
-    parts = [_head(snapshot), *(folded_bar(bar, snapshot, final) for bar in _shared(snapshot, final))]
+    parts = [_head(snapshot), _folded(snapshot, final)]
     if many:
         parts.append(_grid(snapshot))
     if many or compact:
@@ -57,10 +58,20 @@ def _head(snapshot: Snapshot) -> str:
 
 
 def _shared(snapshot: Snapshot, final: bool) -> list[FoldedBar]:
-    """The bars that several ranks have; those that are over everywhere only at the end, or when nothing else is."""
+    """The bars that several ranks have; of those that are over everywhere, before the end, as many as there is room."""
     folded = fold_bars(snapshot)
-    moving = [bar for bar in folded if not bar.closed]
-    return (folded if final or not moving else moving)[-MOST_FOLDED:]
+    if final:
+        return folded[-MOST_FOLDED:]
+    moving = [bar for bar in folded if not bar.closed][-MOST_FOLDED:]
+    free = min(MOST_FOLDED, max(1, snapshot.shared)) - len(moving)
+    over = [bar for bar in folded if bar.closed][-free:] if free > 0 else []
+    return [bar for bar in folded if bar in moving or bar in over]
+
+
+def _folded(snapshot: Snapshot, final: bool) -> str:
+    room = 0 if final else _LINE * min(MOST_FOLDED, snapshot.shared)
+    bars = "".join(folded_bar(bar, snapshot, final) for bar in _shared(snapshot, final))
+    return f'<div style="min-height:{room}px">{bars}</div>' if bars or room else ""
 
 
 # ---- ranks ----
@@ -86,7 +97,8 @@ def _rows(state: RankState, snapshot: Snapshot, final: bool) -> str:
     hidden = state.hidden + len(state.bars) - len(shown)
     if hidden:
         bars += f'<div class="b q">and {hidden:,} more bars</div>'
-    room = 0 if final else 18 * min(state.slots, MOST_BARS)  # so that what is below does not jump
+    most = min(state.slots, MOST_BARS) + (state.slots > MOST_BARS)
+    room = 0 if final else _LINE * most  # so that what is below does not jump
     below = f'<tr><td class="r"></td><td colspan="4"><div style="min-height:{room}px">{bars}</div></td></tr>'
     cells = (
         f'<th class="r" scope="row">rank {state.rank}</th><td class="s {word}">{SIGNS[word]} {word}</td>'

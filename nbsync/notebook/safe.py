@@ -8,5 +8,6 @@ LONGEST = 160  # characters
 
 
 def safe(text: str, longest: int = LONGEST) -> str:
-    """The text as HTML of at most `longest` characters that show."""
-    return escape(text if len(text) <= longest else text[: longest - 1] + "…")
+    """The text as HTML of at most `longest` characters that show. Control characters become spaces."""
+    short = text if len(text) <= longest else text[: longest - 1] + "…"
+    return escape(short if short.isprintable() else "".join(c if c.isprintable() else " " for c in short))

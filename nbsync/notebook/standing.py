@@ -73,4 +73,4 @@ def is_notable(state: RankState, snapshot: Snapshot) -> bool:
     """Whether the rank is to be called out among many: it failed, ended, or most of the others wait for it."""
     if standing(state, snapshot) in ("dead", "failed"):
         return True
-    return any(state.rank in g.missing and len(g.missing) < len(g.arrived) for g in snapshot.waiting)
+    return any(len(g.missing) < len(g.arrived) and state.rank in g.missing for g in snapshot.waiting)

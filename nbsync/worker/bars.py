@@ -67,7 +67,7 @@ def show_bars(feed: Feed, is_ours: Callable[[Any], bool]) -> None:
             return display(self, msg, pos)
         if self.nbsync_number is None:
             self.nbsync_number = next(_numbers)
-            feed.add_bar()
+            feed.add_bar(self.nbsync_number)
         if not self.disable:
             if msg != "":  # that only makes room for text, which goes its own way here
                 feed.bar(self.nbsync_number, functools.partial(look_at, self, self.nbsync_number))

@@ -42,6 +42,7 @@ class Feed:
         self._sent_at = float("-inf")
         self._told: set[int] = set()  # the open bars that the kernel knows of
         self._count = 0
+        self._first: int | None = None  # bar of this request
         self._lock = threading.Lock()  # of those who send; never taken by the user's threads
         self._pid = os.getpid()
 
@@ -54,10 +55,13 @@ class Feed:
         """The main thread begins to work on a request."""
         self.shows_bars = shows_bars
         self._count = 0
+        self._first = None
 
-    def add_bar(self) -> None:
+    def add_bar(self, number: int) -> None:
         """There is one more bar."""
         self._count += 1
+        if self._first is None:
+            self._first = number
 
     def bar(self, number: int, look: Picture | Bar) -> None:
         """Bar `number` has moved."""
@@ -66,7 +70,8 @@ class Feed:
 
     def remove_bar(self, number: int) -> None:
         """Bar `number` is not to be shown any more."""
-        self._count -= 1
+        if self._first is not None and number >= self._first:  # else it is of an earlier request, and not counted
+            self._count -= 1
         self._bars[number] = None
         self._call()
 
