@@ -205,7 +205,7 @@ class WorldState:
             ending = Ending.RELEASED
         first = failure.message.strip().partition("\n")[0]
         at = f" at {failure.where}" if failure.where else ""
-        self._change(rank, ending=ending, answered=now, error=f"{failure.type_name}: {first}{at}")
+        self._change(rank, ending=ending, answered=now, error=f"{failure.type_name}{first and f': {first}'}{at}")
 
     # ---- what is known ----
 

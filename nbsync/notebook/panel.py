@@ -6,6 +6,8 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from nbsync.notebook.subshell import hear_in_subshell
+
 _HINT = "also: Jupyter's own stop button"
 
 
@@ -29,6 +31,7 @@ class Panel:
         buttons = ipywidgets.HBox([stop, look])
         self._all = [self._body, buttons, self._below, stop, look]
         self._box = ipywidgets.VBox([self._body, buttons, self._below])
+        hear_in_subshell(stop, look)
 
     @property
     def bundle(self) -> dict[str, Any]:

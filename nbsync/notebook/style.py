@@ -3,10 +3,11 @@
 STYLE = """<style>
 .nbsync{font:12px/1.5 var(--jp-code-font-family,ui-monospace,SFMono-Regular,Menlo,Consolas,monospace);
 font-variant-numeric:tabular-nums;max-width:980px;color:var(--jp-content-font-color1,inherit)}
-.nbsync table{border-collapse:collapse;table-layout:fixed;width:100%;margin:2px 0;font-size:12px}
-.nbsync td,.nbsync th{border:0;padding:0 10px 0 0;text-align:left;font-weight:normal;background:none;
-white-space:nowrap;overflow:hidden;text-overflow:ellipsis;vertical-align:top}
-.nbsync tr,.nbsync tbody tr:nth-child(odd),.nbsync tbody tr:hover{background:none}
+.nbsync.nbsync.nbsync table{border-collapse:collapse;table-layout:fixed;width:100%;margin:2px 0;font-size:12px}
+.nbsync.nbsync.nbsync td,.nbsync.nbsync.nbsync th{border:0;padding:0 10px 0 0;line-height:18px;max-width:none;
+text-align:left;font-weight:normal;background:none;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;
+vertical-align:top}
+.nbsync.nbsync.nbsync tr{background:none}
 .nbsync .r{width:70px}.nbsync .s{width:104px}.nbsync .d{width:64px}.nbsync .m{width:150px}
 .nbsync .q{opacity:.65}
 .nbsync .b{display:flex;gap:8px;height:18px;align-items:center;white-space:nowrap;overflow:hidden}

@@ -40,13 +40,15 @@ class CellView:
             self._publish(html, snapshot, {})
             self._close()
             return
+        if self._panel is not None and self._display_id is not None:
+            self._panel.show(html)
+            return
         _probe.ask()
-        if self._display_id is None and self._panel is None and _probe.is_proven:
+        if self._panel is None and _probe.is_proven:
             self._panel = _panel()
         if self._panel is not None:
             self._panel.show(html)
-        if self._panel is None or self._display_id is None:
-            self._publish(html, snapshot, self._panel.bundle if self._panel else {})
+        self._publish(html, snapshot, self._panel.bundle if self._panel else {})
 
     def forget(self) -> None:
         """The cell's output was cleared: the next state is shown anew."""
