@@ -38,6 +38,11 @@ class WidgetProbe:
             source, target = self._widgets
             self._widgets.append(ipywidgets.jslink((source, "width"), (target, "width")))
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it was asked, and there was no answer yet."""
+        return self._ticks >= _TICKS and not self.is_proven
+
     def _hear(self, change: Any) -> None:
         self.is_proven = self.is_proven or change["new"] == _SIGN
         for widget in self._widgets:

@@ -19,6 +19,7 @@ from nbsync.notebook.render import render
 from nbsync.notebook.standing import overall
 
 _probe = WidgetProbe()
+_ROOM_FOR_BUTTONS = '<div style="height:36px"></div>'  # they may come in the first cell: nothing is to jump then
 
 
 class CellView:
@@ -32,6 +33,7 @@ class CellView:
         self._publisher = publisher
         self._display_id: str | None = None
         self._panel: Panel | None = None
+        self._room = "" if _probe.is_silent else _ROOM_FOR_BUTTONS
 
     def draw(self, snapshot: Snapshot, final: bool) -> None:
         """Show the state of the world. After the `final` one comes no other."""
@@ -48,7 +50,9 @@ class CellView:
             self._panel = _panel()
         if self._panel is not None:
             self._panel.show(html)
-        self._publish(html, snapshot, self._panel.bundle if self._panel else {})
+            self._publish(html, snapshot, self._panel.bundle)
+        else:
+            self._publish(html + self._room, snapshot, {})
 
     def forget(self) -> None:
         """The cell's output was cleared: the next state is shown anew."""
