@@ -5,6 +5,7 @@ STAMP := $(VENV)/.installed
 EXECUTED := build/quickstart.ipynb
 
 .PHONY: setup demo test test-gpu lint docs lab bench soak clean
+.PHONY: screenshots setup demo test test-gpu lint lab bench soak clean
 
 setup: $(STAMP)
 
@@ -35,6 +36,10 @@ docs: setup
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+
+# The pictures in docs/images.
+screenshots: setup
+	$(BIN)/python docs/screenshots.py
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tqdm.std import tqdm
 from tqdm.utils import disp_trim
 
@@ -13,6 +15,7 @@ from nbsync.protocol.messages import Bar
 
 MOST_RANKS = 16  # with more of them, only what they have in common is shown
 MOST_LINES = 40
+MOST_NAMED = 3
 _LONGEST_NAME = 40
 
 
@@ -29,12 +32,19 @@ def lines_of(snapshot: Snapshot, width: int = 100, most: int = MOST_LINES) -> li
     return [disp_trim(_one_line(line), width) for line in lines]  # by what it takes on the screen
 
 
-def describe_gathering(gathering: Gathering, snapshot: Snapshot) -> str:
-    """Who waits where, for how long, and for whom; what the missing ranks are doing."""
-    here = describe_ranks(sorted(gathering.arrived))
-    waits = "waits" if len(gathering.arrived) == 1 else "wait"
-    text = f"{gathering.name}: {here} {waits} at {gathering.call_site} for {snapshot.now - gathering.first:.1f} s"
-    return f"{text}; {describe_ranks(gathering.missing)} missing" if gathering.missing else text
+def describe_gathering(gathering: Gathering, snapshot: Snapshot, doing: Mapping[int, str] | None = None) -> str:
+    """Who is missing, and who waits where for how long.
+
+    Args:
+        doing: what the missing ranks do instead, where that is known.
+    """
+    here, waits = describe_ranks(sorted(gathering.arrived)), "waits" if len(gathering.arrived) == 1 else "wait"
+    text = f"{here} {waits} {snapshot.now - gathering.first:.1f} s at {gathering.call_site}"
+    if not gathering.missing:
+        return f"{gathering.name}: {text}"
+    known = [f"rank {rank} {what}" for rank, what in list((doing or {}).items())[:MOST_NAMED] if what]
+    where = f" ({'; '.join(known)})" if known else ""
+    return f"{gathering.name}: {describe_ranks(gathering.missing)} missing{where}; {text}"
 
 
 def describe_passed(passed: Passed) -> str:

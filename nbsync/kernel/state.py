@@ -198,14 +198,15 @@ class WorldState:
         if failure is None:
             self._change(rank, ending=Ending.DONE, answered=now)
             return
-        ending = Ending.FAILED
-        if failure.interrupted:
-            ending = Ending.INTERRUPTED
-        elif failure.is_consequence:
-            ending = Ending.RELEASED
         first = failure.message.strip().partition("\n")[0]
-        at = f" at {failure.where}" if failure.where else ""
-        self._change(rank, ending=ending, answered=now, error=f"{failure.type_name}{first and f': {first}'}{at}")
+        at = f"at {failure.where}" if failure.where else ""
+        if failure.interrupted:
+            ending, error = Ending.INTERRUPTED, at
+        elif failure.is_consequence:  # its own words are of a closed connection
+            ending, error = Ending.RELEASED, f"waited in {failure.waiting_in or 'a collective'} {at}"
+        else:
+            ending, error = Ending.FAILED, f"{failure.type_name}{first and f': {first}'} {at}"
+        self._change(rank, ending=ending, answered=now, error=error.strip())
 
     # ---- what is known ----
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from nbsync.kernel.barfold import FoldedBar, fold_bars
 from nbsync.kernel.barlines import MOST_RANKS, describe_gathering, describe_passed
+from nbsync.kernel.gathering import Gathering
 from nbsync.kernel.state import RankState, Snapshot
 from nbsync.notebook.meter import folded_bar, interval, rank_bar
 from nbsync.notebook.safe import LONGEST, safe
@@ -102,7 +103,7 @@ def _rows(state: RankState, snapshot: Snapshot, final: bool) -> str:
     below = f'<tr><td class="r"></td><td colspan="4"><div style="min-height:{room}px">{bars}</div></td></tr>'
     cells = (
         f'<th class="r" scope="row">rank {state.rank}</th><td class="s {word}">{SIGNS[word]} {word}</td>'
-        f'<td class="d q">{safe(state.device)}</td><td class="m q">{safe(_held(state.memory))}</td>'
+        f'<td class="d q">{safe(state.device)}</td>{_held(state.memory)}'
         f'<td class="{word if word in ("failed", "dead") else ""}">{safe(activity(state, snapshot))}</td>'
     )
     return f"<tr>{cells}</tr>" + (below if bars or room else "")
@@ -118,9 +119,11 @@ def _newest(bars: tuple[Bar, ...]) -> list[Bar]:
 
 def _held(memory: Memory | None) -> str:
     if memory is None:
-        return ""
-    text = _size(memory.resident)
-    return f"{text} · GPU {_size(memory.allocated)}/{_size(memory.reserved)}" if memory.reserved else text
+        return '<td class="m q"></td>'
+    if not memory.reserved:
+        return f'<td class="m q">{_size(memory.resident)}</td>'
+    gpu = f"GPU {_size(memory.allocated)}/{_size(memory.reserved)}"
+    return f'<td class="m gpu q">{_size(memory.resident)} · {gpu}</td>'
 
 
 def _size(size: int) -> str:
@@ -143,25 +146,17 @@ def _grid(snapshot: Snapshot) -> str:
 
 
 def _barriers(snapshot: Snapshot, final: bool) -> list[str]:
-    lines = [
-        f'<div class="w waiting">{_waiting(snapshot, index)}</div>'
-        for index in range(min(MOST_WAITING, len(snapshot.waiting)))
-    ]
+    lines = [_waiting(gathering, snapshot) for gathering in snapshot.waiting[:MOST_WAITING]]
     lines += _more(len(snapshot.waiting) - MOST_WAITING, "barriers")
     if not lines and snapshot.passed is not None:
         lines = [f'<div class="w q">{safe(describe_passed(snapshot.passed))}</div>']
     return lines or ([] if final else ['<div class="w"></div>'])
 
 
-def _waiting(snapshot: Snapshot, index: int) -> str:
-    gathering = snapshot.waiting[index]
-    doing = []
-    for rank in gathering.missing[:MOST_WAITING]:
-        state = next((state for state in snapshot.ranks if state.rank == rank), None)
-        what = activity(state, snapshot) if state else ""
-        doing.append(f"rank {rank}: {what or 'unknown'}")
-    text = describe_gathering(gathering, snapshot) + (f" ({'; '.join(doing)})" if doing else "")
-    return safe(text, 2 * LONGEST)
+def _waiting(gathering: Gathering, snapshot: Snapshot) -> str:
+    doing = {state.rank: activity(state, snapshot) for state in snapshot.ranks if state.rank in gathering.missing}
+    text = safe(describe_gathering(gathering, snapshot, doing), 2 * LONGEST)
+    return f'<div class="w waiting" title="{text}">{text}</div>'
 
 
 def _more(count: int, what: str) -> list[str]:

@@ -62,7 +62,7 @@ def activity(state: RankState, snapshot: Snapshot) -> str:
         return "does not run this cell" if word == "idle" else ""
     inside = next((g for g in snapshot.waiting if state.rank in g.arrived), None)
     seconds = snapshot.now - state.place.since
-    where = f"{state.place.line}, {seconds:.0f} s" if state.place.line else ""
+    where = f"at {state.place.line}, {seconds:.0f} s" if state.place.line else ""
     if inside is None:
         return where
     missing = f" for {describe_ranks(inside.missing)}" if inside.missing else ""
