@@ -50,7 +50,7 @@ def shown(outcome: Outcome) -> str:
     if outcome.error is not None:
         return outcome.error.traceback
     parts = [what if isinstance(what, str) else what.get("text/plain", "") for _, what in outcome.outputs]
-    return "\n".join(part.rstrip("\n") for part in parts)
+    return "\n".join(text for part in parts if (text := part.rstrip("\n")))
 
 
 @pytest.fixture

@@ -69,6 +69,12 @@ def activity(state: RankState, snapshot: Snapshot) -> str:
     return f"waits in {inside.name}{missing}"
 
 
+def is_worth_keeping(snapshot: Snapshot) -> bool:
+    """Whether the end of the run has anything to tell that the cell does not tell anyway."""
+    words = {standing(state, snapshot) for state in snapshot.ranks if state.rank in snapshot.in_run}
+    return bool(words - {"done"} or snapshot.passed or any(state.bars for state in snapshot.ranks))
+
+
 def is_notable(state: RankState, snapshot: Snapshot) -> bool:
     """Whether the rank is to be called out among many: it failed, ended, or most of the others wait for it."""
     if standing(state, snapshot) in ("dead", "failed"):

@@ -16,7 +16,7 @@ from nbsync.notebook.mode import mode
 from nbsync.notebook.panel import Panel
 from nbsync.notebook.probe import WidgetProbe
 from nbsync.notebook.render import render
-from nbsync.notebook.standing import overall
+from nbsync.notebook.standing import is_worth_keeping, overall
 
 _probe = WidgetProbe()
 _ROOM_FOR_BUTTONS = '<div style="height:36px"></div>'  # they may come in the first cell: nothing is to jump then
@@ -37,11 +37,10 @@ class CellView:
 
     def draw(self, snapshot: Snapshot, final: bool) -> None:
         """Show the state of the world. After the `final` one comes no other."""
-        html = render(snapshot, compact=mode() == "compact", final=final)
         if final:
-            self._publish(html, snapshot, {})
-            self._close()
+            self._finish(snapshot)
             return
+        html = render(snapshot, compact=mode() == "compact")
         if self._panel is not None and self._display_id is not None:
             self._panel.show(html)
             return
@@ -50,25 +49,32 @@ class CellView:
             self._panel = _panel()
         if self._panel is not None:
             self._panel.show(html)
-            self._publish(html, snapshot, self._panel.bundle)
+            self._publish(html, _text(snapshot), self._panel.bundle)
         else:
-            self._publish(html + self._room, snapshot, {})
+            self._publish(html + self._room, _text(snapshot), {})
 
     def forget(self) -> None:
         """The cell's output was cleared: the next state is shown anew."""
         self._display_id = None
 
-    def _publish(self, html: str, snapshot: Snapshot, more: dict[str, Any]) -> None:
-        text = "\n".join([f"{len(snapshot.ranks)} ranks, {overall(snapshot)}", *lines_of(snapshot)])
+    def _finish(self, snapshot: Snapshot) -> None:
+        if is_worth_keeping(snapshot):
+            self._publish(render(snapshot, compact=mode() == "compact", final=True), _text(snapshot), {})
+        elif self._display_id is not None:
+            self._publish("", "", {})
+        if self._panel is not None:
+            self._panel.close()
+            self._panel = None
+
+    def _publish(self, html: str, text: str, more: dict[str, Any]) -> None:
         update = self._display_id is not None
         self._display_id = self._display_id or f"nbsync-view-{secrets.token_hex(8)}"
         data = {"text/html": html, "text/plain": text, **more}
         self._publisher.publish(data, transient={"display_id": self._display_id}, update=update)
 
-    def _close(self) -> None:
-        if self._panel is not None:
-            self._panel.close()
-            self._panel = None
+
+def _text(snapshot: Snapshot) -> str:
+    return "\n".join([f"{len(snapshot.ranks)} ranks, {overall(snapshot)}", *lines_of(snapshot)])
 
 
 def _panel() -> Panel:
