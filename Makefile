@@ -4,8 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXECUTED := build/quickstart.ipynb
 
-.PHONY: setup demo test test-gpu lint docs lab bench soak clean
-.PHONY: screenshots setup demo test test-gpu lint lab bench soak clean
+.PHONY: setup demo test test-gpu lint docs screenshots lab bench soak clean
 
 setup: $(STAMP)
 
