@@ -8,7 +8,7 @@ import time
 import pytest
 from worlds import GUARD, LATER, Ranks, Worlds
 
-from notebooks import alive, family, poll
+from notebooks import Notebook, alive, family, poll
 
 _FOLDED = "Traceback (most recent call last)"
 
@@ -114,6 +114,20 @@ def test_row_20_store_wait(pair: Ranks) -> None:
     """An interrupt ends a wait for a key that nobody sets."""
     pair.interrupted("dist.distributed_c10d._get_default_store().get('nobody sets it')").failed("KeyboardInterrupt")
     pair.assert_whole()
+
+
+def test_row_20_log_level_of_torch_is_kept(fresh_notebook: Notebook) -> None:
+    """What the user wants torch's C++ to log is so again when a cut connection to the store was replaced."""
+    fresh_notebook.run("import os; os.environ['TORCH_CPP_LOG_LEVEL'] = 'INFO'\n%nbsync start -n 2", GUARD).ok()
+    level = (
+        "%%on_rank 0\nimport ctypes\nlibrary = ctypes.CDLL(torch.__path__[0] + '/lib/libc10.so')\n"
+        "ctypes.c_int.in_dll(library, 'FLAGS_caffe2_log_level').value"
+    )
+    assert fresh_notebook.run(level).ok().texts == ["[0] 0"]
+    ranks = Ranks(fresh_notebook, 2)
+    ranks.interrupted("dist.distributed_c10d._get_default_store().get('nobody sets it')").failed("KeyboardInterrupt")
+    ranks.assert_next()
+    assert fresh_notebook.run(level).ok().texts == ["[0] 0"]
 
 
 @pytest.mark.parametrize("timeout", ["", ", timeout=100"])
