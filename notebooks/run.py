@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         failure = None
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         failure = error
+    tidy(notebook)
     options.target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, options.target)
 
@@ -78,6 +79,14 @@ def clear(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Leave out what no reader sees: displays that ended empty, and the state of widgets that are not shown."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if "data" not in output or any(output.data.values())]
 
 
 def accuracies(notebook: nbformat.NotebookNode) -> list[tuple[int, str]]:
