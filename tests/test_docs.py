@@ -13,8 +13,12 @@ from typing import Any
 
 import accelerate
 import pytest
+from test_readme import FENCE, by_rank, plain_notebook, shown
 
 import nbsync
+from notebooks import Notebook
+
+__all__ = ["plain_notebook"]  # a fixture
 
 DOCS = Path(__file__).parent.parent / "docs"
 WITH_EXAMPLES = ["nbsync.kernel.launcher", "nbsync.kernel.session", "nbsync.worker.logs", "nbsync.worker.world"]
@@ -93,3 +97,38 @@ def test_the_links_lead_somewhere() -> None:
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             assert (DOCS / link).exists(), f"{page.name}: {link}"
+
+
+_ROW = re.compile(r"<table><tr><td>(.*?)</td><td>(.*?)</td></tr></table>", re.DOTALL)
+
+
+def right_hand_sides() -> list[tuple[str, str]]:
+    """The nbsync cells of the page for those who come from elsewhere, each with the output below it."""
+    page = (DOCS / "coming-from.md").read_text()
+    fences = [fence for _, right in _ROW.findall(page) for fence in FENCE.findall(right)]
+    return [
+        (text, following[1] if following[0] == "text" else "")
+        for (language, text), following in zip(fences, [*fences[1:], ("", "")], strict=True)
+        if language == "python"
+    ]
+
+
+@pytest.mark.slow
+def test_coming_from_elsewhere(plain_notebook: Notebook) -> None:
+    """Every right-hand side runs, from top to bottom in one notebook, and shows what stands below it."""
+    cells = right_hand_sides()
+    assert len(cells) == 10
+    for code, expected in cells:
+        outcome = plain_notebook.run(code).ok()
+        if expected:
+            assert by_rank(shown(outcome)) == by_rank(expected), code
+
+
+def test_both_sides_are_the_same_program() -> None:
+    """Every tool is there, with the lines that do the work on both sides."""
+    rows = _ROW.findall((DOCS / "coming-from.md").read_text())
+    assert len(rows) == 4
+    for left, right in rows:
+        for line in ("error = weight[0] * x + weight[1] - (3 * x + 1)", "torch.linspace(-1, 1, 64)[rank::"):
+            assert line in left
+            assert line in right

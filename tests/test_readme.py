@@ -14,13 +14,14 @@ from notebooks import Notebook, Outcome
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_VIEW = re.compile(r"\d+ ranks?, \w+")
 _LABELLED = re.compile(r"\[(\d+)(?:-(\d+))?\](?: (.*))?")
 
 
 def examples() -> list[tuple[str, str]]:
     """The README's notebook cells in order, each with the output that follows it."""
-    fences = _FENCE.findall(README)
+    fences = FENCE.findall(README)
     nothing = ("text", "")
     return [
         (text, following[1] if following[0] == "text" else "")
@@ -46,11 +47,11 @@ def by_rank(text: str) -> dict[str, list[str]]:
 
 
 def shown(outcome: Outcome) -> str:
-    """What a reader sees below the cell."""
+    """What a reader sees below the cell, without the line that a view leaves of a cell that took its time."""
     if outcome.error is not None:
         return outcome.error.traceback
     parts = [what if isinstance(what, str) else what.get("text/plain", "") for _, what in outcome.outputs]
-    return "\n".join(text for part in parts if (text := part.rstrip("\n")))
+    return "\n".join(text for part in parts if (text := part.rstrip("\n")) and not _VIEW.fullmatch(text))
 
 
 @pytest.fixture
