@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -106,6 +107,9 @@ def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: in
         max_restarts=plan.max_restarts,
     )
     environ |= quiet_defaults() | {"NBSYNC_BACKEND": plan.placement.backend}
+    if plan.placement.uses_gpu and plan.init_group:
+        # The session aborts and heals NCCL's groups itself; torch's own handling would end the processes.
+        environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     if not plan.placement.uses_gpu:
         environ["ACCELERATE_USE_CPU"] = "true"
     threads = plan.threads or threads_per_rank(size, plan.env)

@@ -161,6 +161,8 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             return _main_namespace, ()
         torch: Any = sys.modules.get("torch")
         if torch is not None:
+            if isinstance(obj, torch.nn.Parameter) and obj.device.type not in ("cpu", "meta"):
+                return torch.nn.Parameter(obj.detach().cpu(), obj.requires_grad).__reduce_ex__(5)
             if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
                 return obj.cpu().__reduce_ex__(5)
             if isinstance(obj, torch.storage.TypedStorage):

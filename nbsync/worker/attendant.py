@@ -25,6 +25,7 @@ from nbsync.worker.feed import Feed
 from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
+from nbsync.worker.nccl import nccl_backends
 from nbsync.worker.places import collective_in, is_users, peer_in, users_line, walk_stack
 from nbsync.worker.watch import CollectiveWatch
 
@@ -151,8 +152,11 @@ class Attendant:
     def _is_still(self, now: float) -> bool:
         """Whether the process does nothing, and so moves no data: what moves ends by itself, and may not be cut.
 
-        Gloo can lose a transfer that is cut while its data flows: neither end would ever return.
+        Gloo can lose a transfer that is cut while its data flows: neither end would ever return. A process that waits
+        for its GPU is busy all the time, and NCCL's abort loses nothing that is not lost already.
         """
+        if nccl_backends():
+            return True
         (then, used), self._cpu = self._cpu, (now, time.process_time())
         if self._enforced_run != self._interrupts.run:
             self._enforced_run, self._enforced_since = self._interrupts.run, now

@@ -19,6 +19,7 @@ import ctypes
 import json
 import os
 import threading
+from collections.abc import Container
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from nbsync.errors import NbsyncError
+from nbsync.worker import nccl
 from nbsync.worker.meeting import MeetingPoint
 from nbsync.worker.models import ModelKeeper
 from nbsync.worker.reserve import Reserve
@@ -114,6 +116,7 @@ class GroupKeeper:
                 doomed |= connected_sockets(peer_port=self._meeting.port)
             for sock in doomed:
                 shut_down(sock)
+        nccl.abort_all()
 
     def _hush(self, quiet: bool) -> None:
         """Have torch's C++ log errors only, or again what the user wants it to."""
@@ -155,7 +158,7 @@ class GroupKeeper:
             return self._heal(life)
 
     def _heal(self, life: int) -> list[tuple[int, ...]]:
-        if self._spare_type > _LAST_SPARE_TYPE:
+        if self._spare_type + bool(nccl.nccl_backends()) > _LAST_SPARE_TYPE:
             raise NbsyncError(
                 "it was healed as often as torch allows. `%nbsync restart` gives fresh workers "
                 "(fetch what you need first: `%nbsync pull NAME`)"
@@ -172,6 +175,7 @@ class GroupKeeper:
             options = self._options(pg._get_backend(_CPU).options._timeout)
             own = PrefixStore(pg.group_name, store)
             pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
+        self._renew_nccl(store, known)
         self._models.agree(store, known)
         self._settle(life, store)
         self.was_cut = False
@@ -180,6 +184,16 @@ class GroupKeeper:
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
         self._lost.update(lost)
         return list(lost.values())
+
+    def _renew_nccl(self, store: Store, known: Container[str]) -> None:
+        """The same for groups on GPUs; gloo's new backends have taken this life's type already."""
+        backends = nccl.nccl_backends()
+        if backends:
+            kind = dist.ProcessGroup.BackendType(self._spare_type)
+            self._spare_type += 1
+        for pg, backend in backends:
+            if pg.group_name in known:
+                nccl.renew(pg, backend, PrefixStore(f"{pg.group_name}/nccl", store), kind)
 
     def _known_to_all(self, store: Store) -> dict[str, list[int]]:
         """The names of the groups of this process that all their members know, with these."""
