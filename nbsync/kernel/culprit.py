@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 from typing import Any
@@ -107,19 +106,23 @@ def _is_no_import(module: str) -> bool:
     return module.partition(".")[0] in ("torch", "__main__", "runpy", "ipykernel_launcher")
 
 
-class _Finder(MetaPathFinder):
-    """Waits for torch's modules to be imported; everybody else's import goes past it."""
+class _Finder:
+    """Waits for torch's modules to be imported; everybody else's import goes past it.
+
+    It is no subclass of the abstract one, which takes longer to import than `%load_ext nbsync` may.
+    """
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         if fullname not in RUNTIMES or fullname in _watched:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            loader: Any = _Loader(spec.loader)
+            spec.loader = loader
         return spec
 
 
-class _Loader(Loader):
+class _Loader:
     """Loads a module as `inner` does, then has it watched."""
 
     def __init__(self, inner: Any) -> None:
