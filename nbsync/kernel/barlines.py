@@ -61,7 +61,7 @@ def _meter(bar: Bar, seconds: float, width: int) -> str:
     name = bar.name if len(bar.name) <= _LONGEST_NAME else bar.name[: _LONGEST_NAME - 1] + "…"
     line: str = tqdm.format_meter(
         bar.n,
-        bar.total or None,
+        bar.total if bar.total and bar.n >= 0 else None,  # tqdm draws no bar of less than nothing
         seconds,
         ncols=width,
         prefix=name,

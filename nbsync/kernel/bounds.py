@@ -18,7 +18,7 @@ def bounded(bar: Bar) -> Bar:
     n = _bounded(bar.n, -MOST) or 0
     total = _bounded(bar.total, 0)
     elapsed = _bounded(bar.elapsed, 0) or 0.0
-    rate = _bounded(bar.rate, 0) or None
+    rate = _bounded(bar.rate, 1 / MOST)
     time = _bounded(bar.time, -MOST) or 0.0
     divisor = _bounded(bar.unit_divisor, 2) or 1000
     numbers = (n, total, elapsed, rate, time, divisor)

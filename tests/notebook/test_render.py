@@ -225,7 +225,7 @@ def test_ranks_in_words() -> None:
     state.answered(2, Done(1, 1, Failure("m", "ValueError", "bad", where="Cell In[3], line 2")), 95.0)
     state.exited(3, "killed by SIGKILL", 96.0)
     text = Page(render(look(state, ranks=(0, 1, 2, 3)))).text
-    assert "rank 0 ▶ running cuda:0 1.5 GB · GPU 2.0 GB/3.0 GB Cell In[3], line 7, 2 s" in text
+    assert "rank 0 ▶ running cuda:0 1.5 GB · GPU 2.0 GB/3.0 GB at Cell In[3], line 7, 2 s" in text
     assert "rank 1 ✔ done after 5.0 s" in text
     assert re.search(r"rank 2 ✖ failed.*ValueError: bad at Cell In\[3\], line 2", text)
     assert re.search(r"rank 3 ✖ dead.*killed by SIGKILL", text)
@@ -281,7 +281,7 @@ def crowd(size: int, ticks: int = 55) -> tuple[WorldState, Snapshot]:
 @pytest.mark.parametrize("size", [64, 512])
 def test_a_grid_of_many_ranks(size: int) -> None:
     """A cell for each rank, the counts in words, the worst called out, and not much to send."""
-    state, snapshot = crowd(size)
+    state, _ = crowd(size)
     state.exited(5, "killed by SIGKILL", 5.4)
     state.answered(7, Done(1, 1, Failure("m", "ValueError", "bad")), 5.4)
     source = render(state.snapshot(5.5, "Cell In[1]", range(size), 0.001))
