@@ -13,6 +13,7 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 
 _IN_MEMORY = 128 << 10  # bytes: a rank that writes less needs no file
 _LOOK_EVERY = 64 << 20  # bytes between two looks at the free space
+_MOST = 4 << 30  # bytes of one log
 _MOST_KEPT = 20  # logs of a session: older ones go
 _SPARE = 0.02  # of the disk is left free
 
@@ -58,7 +59,7 @@ class Logs:
 
 
 class Log:
-    """All that one rank writes in one run: in memory at first, then in a file, as long as the disk has room.
+    """All that one rank writes in one run: in memory at first, then in a file, up to 4 GB of it.
 
     Args:
         warn: told once, in one line, when it cannot be written on.
@@ -121,6 +122,8 @@ class Log:
         if self._written >= self._looked:
             self._looked = self._written + _LOOK_EVERY
             self._check_space()
+        if self._written + len(data) > _MOST:
+            raise OSError(None, "it is as long as a log may be")
         view = memoryview(data)
         while view:
             done = os.write(self._fd, view)

@@ -98,6 +98,13 @@ def test_unfamiliar(value: Any) -> None:
     assert type(arrived) is type(value)
 
 
+def test_notebook_classes_with_hooks() -> None:
+    """A class that both sides know by name is no more familiar than any other when it rebuilds its instances itself."""
+    common = Common({"Hooked": Hooked})
+    with pytest.raises(Unfamiliar):
+        unpack(pack(Hooked(), common), common, FamiliarUnpickler)
+
+
 def test_path() -> None:
     """The object that was begun last is found by its number, in whatever holds it."""
     point = Point()

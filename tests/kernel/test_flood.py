@@ -161,7 +161,7 @@ def test_many_ranks_share_what_a_front_end_bears(tmp_path: Path) -> None:
         for rank, lines in said.items():
             printer.text(rank, "stdout", "".join(f"{x}\n" for x in lines[start : start + 500]).encode(), 1.0)
         printer.show(1.0)
-    printer.close(1.2)
+    printer.close(1.0)
     printer.put_away()
     assert len(front.shown["stdout"]) < BURST + 100_000
     for rank, lines in said.items():
@@ -239,6 +239,20 @@ def test_a_full_disk_ends_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not log.is_whole
     assert len(warned) == 1
     assert "the disk is nearly full (7 MB free)" in warned[0]
+
+
+def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endless flood does not fill the disk: the log ends, and that is said."""
+    monkeypatch.setattr(logs_module, "_MOST", 20 << 20)
+    warned: list[str] = []
+    log = Log(Logs(tmp_path), 3, warned.append)
+    log.keep()
+    for _ in range(10):
+        log.write(FLOOD)
+    log.close()
+    assert (tmp_path / "rank3.log").stat().st_size == 2 * len(FLOOD)
+    assert len(warned) == 1
+    assert "it is as long as a log may be" in warned[0]
 
 
 def test_old_logs_go(tmp_path: Path) -> None:
