@@ -100,7 +100,8 @@ def test_unfamiliar(value: Any) -> None:
 
 def test_notebook_classes_with_hooks() -> None:
     """A class that both sides know by name is no more familiar than any other when it rebuilds its instances itself."""
-    common = Common({"Hooked": Hooked})
+    common = Common({"Hooked": Hooked, "Point": Point})
+    assert unpack(pack(Point(2), common), common, FamiliarUnpickler) == Point(2)
     with pytest.raises(Unfamiliar):
         unpack(pack(Hooked(), common), common, FamiliarUnpickler)
 
