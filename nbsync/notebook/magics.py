@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -264,6 +265,10 @@ def register(shell: InteractiveShell) -> None:
     shell.register_magics(NbsyncMagics)
     outlet.install()
     culprit.watch()
+    if os.environ.get("NBSYNC_FORKSERVER") == "preload":
+        from nbsync.kernel.engines.served import preload
+
+        preload()
 
 
 def unregister(shell: InteractiveShell) -> None:

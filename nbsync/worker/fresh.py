@@ -1,4 +1,4 @@
-"""The program of a worker that is started as a new interpreter (`start_method="spawn"`)."""
+"""The programs of new interpreters: a worker (`start_method="spawn"`), and the fork server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from functools import partial
 from typing import NoReturn
 
 from nbsync.worker.process import die_with
+
+
+def serve(fd: int, kernel_pid: int) -> NoReturn:
+    """Be the fork server. `fd` is its end of the connection with the notebook."""
+    die_with(kernel_pid)  # before torch is imported, which takes its time
+    from nbsync.worker import server
+
+    server.start(fd)
 
 
 def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kernel_pid: int) -> NoReturn:

@@ -32,9 +32,8 @@ from nbsync.worker.process import die_with
 _ADOPTION_LIMIT = 10.0  # seconds until the notebook has taken over an orphan
 
 
-def serve(fd: int, kernel_pid: int) -> NoReturn:
+def serve(fd: int) -> NoReturn:
     """Answer requests until the notebook is gone."""
-    die_with(kernel_pid)
     sock = socket.socket(fileno=fd)
     shell = make_main_module()
     send(sock, Answer())
@@ -154,10 +153,10 @@ def _receive_fds(sock: socket.socket, wanted: int) -> list[int]:
     return list(fds)
 
 
-def start(fd: int, kernel_pid: int) -> NoReturn:
+def start(fd: int) -> NoReturn:
     """The program of the fork server's process."""
     try:
-        serve(fd, kernel_pid)
+        serve(fd)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

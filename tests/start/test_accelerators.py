@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from started import GUARD
 
-from notebooks import Notebook
+from notebooks import Notebook, family
 
 #: torch's own initialisation on a machine without a GPU: the driver's part is replaced, what torch does is its own.
 FAKE_GPU = """
@@ -125,3 +125,30 @@ def test_self_test(kernel: Notebook, hook: str, told: str) -> None:
     kernel.run("%nbsync stop").ok()
     error = kernel.run("%nbsync start -n 2 --start-method fork", GUARD).failed("UsageError")
     assert told in error.evalue
+
+
+def test_the_server_is_preloaded_where_that_is_asked_for(tmp_path: Path) -> None:
+    """With NBSYNC_FORKSERVER=preload, `%load_ext nbsync` starts the fork server and does not wait for it."""
+    notebook = Notebook(tmp_path, {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "NBSYNC_FORKSERVER": "preload"})
+    try:
+        notebook.run("%load_ext nbsync").ok()
+        assert len(family(notebook.pid)) == 1
+        notebook.run("import sys; assert 'torch' not in sys.modules").ok()
+        notebook.run("%nbsync start -n 2 --start-method forkserver", GUARD).ok()
+        assert notebook.run("%%distributed\nrank").ok().texts == ["[0] 0", "[1] 1"]
+    finally:
+        notebook.shutdown()
+
+
+def test_a_server_that_still_loads_dies_with_the_kernel(tmp_path: Path) -> None:
+    """A kernel that is killed while its fork server loads torch takes it along."""
+    notebook = Notebook(tmp_path, {"NBSYNC_FORKSERVER": "preload"})
+    try:
+        notebook.run("%load_ext nbsync").ok()
+        mine = notebook.belongings()
+        assert len(mine.processes) == 2
+        notebook.kill()
+        mine.assert_gone()
+    finally:
+        notebook.kill()
+        notebook.shutdown()

@@ -20,7 +20,7 @@ def run_interpreter(
     environ: Mapping[str, str] | None = None,
     stderr: int = subprocess.DEVNULL,
 ) -> int:
-    """Start a new interpreter that calls `function`, e.g. "nbsync.worker.server.start". In the forker thread.
+    """Start a new interpreter that calls `function`, e.g. "nbsync.worker.fresh.serve". In the forker thread.
 
     It is in a session of its own: Jupyter's interrupt, a SIGINT to the kernel's process group, must not reach it.
 

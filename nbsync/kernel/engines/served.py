@@ -36,7 +36,7 @@ class ForkServer:
         with theirs:
             arguments, fds, said = (theirs.fileno(), os.getpid()), (theirs.fileno(),), self._said.fileno()
             self._pid = run_in_forker(
-                lambda: run_interpreter("nbsync.worker.server.start", arguments, fds, stderr=said),
+                lambda: run_interpreter("nbsync.worker.fresh.serve", arguments, fds, stderr=said),
             )
         self._socket.settimeout(LIMIT)
 
