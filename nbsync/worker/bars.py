@@ -118,7 +118,7 @@ def _number(value: Any) -> float | None:
     try:
         number = value if isinstance(value, int) else float(value)
         return number if math.isfinite(number) else None
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # tqdm takes anything that can be added up, and None
+    except Exception:  # tqdm takes anything that can be added up, and what converts it is the user's: all may be raised
         return None
 
 
