@@ -60,7 +60,7 @@ class Flood:
 
     def __init__(self) -> None:
         self._meter = Meter()
-        self._ring = b""
+        self._let_through = self._held_back = b""  # the ends of what is hidden
         self._lines = self._size = 0
         self.is_hiding = False
 
@@ -73,17 +73,21 @@ class Flood:
                 return data
             self.is_hiding = True
             cut = _cut(data, int(len(data) * room / cost))
-            self.hide(data[cut:])
+            self._held_back = self._count(self._held_back, data[cut:])
             return data[:cut]
-        self.hide(data)
+        self._held_back = self._count(self._held_back, data)
         return b""
 
     def hide(self, data: bytes) -> None:
-        """Count `data` among what is not shown."""
+        """`data` was let through, but cannot be shown after all: it came before all that `take` hides."""
+        self._let_through = self._count(self._let_through, data)
+
+    def _count(self, ring: bytes, data: bytes) -> bytes:
+        """Count `data` among what is not shown. Returns the end of `ring` and `data`."""
         self.is_hiding = True
         self._lines += data.count(b"\n")
         self._size += len(data)
-        self._ring = data[-RING:] if len(data) >= RING else (self._ring + data)[-RING:]
+        return data[-RING:] if len(data) >= RING else (ring + data)[-RING:]
 
     def is_over(self, now: float) -> bool:
         """Whether what comes can be shown again."""
@@ -96,9 +100,11 @@ class Flood:
     def end(self, whole_ring: bool = False) -> Hidden:
         """Hide no more. With `whole_ring`, all that is kept is to be shown."""
         most = (RING, RING) if whole_ring else (SHOWN_LINES, SHOWN_BYTES)
-        shown = _last_lines(self._ring, *most, is_cut=self._size > len(self._ring))
+        ring = (self._let_through + self._held_back)[-RING:]
+        shown = _last_lines(ring, *most, is_cut=self._size > len(ring))
         hidden = Hidden(self._lines - shown.count(b"\n"), self._size - len(shown), shown)
-        self._ring, self._lines, self._size, self.is_hiding = b"", 0, 0, False
+        self._let_through = self._held_back = b""
+        self._lines, self._size, self.is_hiding = 0, 0, False
         return hidden
 
 

@@ -63,10 +63,14 @@ class Gate:
         self._floods.setdefault((rank, stream), Flood()).hide(line.encode() + b"\n")
         self._begin((rank, stream), now)
 
+    def is_over(self, now: float) -> bool:
+        """Whether one of the floods is over."""
+        return any(self._is_over(source, now) for source in self._since)
+
     def over(self, now: float) -> Iterator[tuple[Source, Hidden]]:
         """End the floods that are over, and tell what was hidden of each."""
         for source in sorted(self._since):
-            if self._floods[source].is_over(now) and self._meters[source[1]].room(now) >= RESUME:
+            if self._is_over(source, now):
                 yield source, self._end(source)
 
     def finish(self, rank: int) -> Iterator[tuple[Source, Hidden]]:
@@ -94,6 +98,9 @@ class Gate:
         """The run is over: let go of the files. Idempotent."""
         for log in self._logs.values():
             log.close()
+
+    def _is_over(self, source: Source, now: float) -> bool:
+        return self._floods[source].is_over(now) and self._meters[source[1]].room(now) >= RESUME
 
     def _begin(self, source: Source, now: float) -> None:
         if source not in self._since:

@@ -116,17 +116,20 @@ class Printer:
     def finish(self, rank: int, now: float) -> None:
         """Nothing more comes from `rank`."""
         self._end_lines(rank, now)
+        if self._gate.is_hiding:
+            self._empty_folder(now)
         self._tell_hidden(self._gate.finish(rank), now)
         self._end_lines(rank, now, is_end=True)
         self._folder.close(rank)
 
     def show(self, now: float) -> None:
         """Show what is ready."""
-        self._tell_hidden(self._gate.over(now), now)
+        if self._gate.is_over(now):
+            self._empty_folder(now)
+            self._tell_hidden(self._gate.over(now), now)
         self._show(self._folder.ready(now), now)
-        if self._is_over_full:  # what is still in the folder came before all that is hidden from now on
-            self._is_over_full = False
-            self._show(self._folder.flush(), now)
+        if self._is_over_full:
+            self._empty_folder(now)
         self._show_live(now)
 
     def close(self, now: float) -> None:
@@ -146,6 +149,11 @@ class Printer:
         also = [f"{self._label((rank,))} {text}" for rank, text in lines]
         self._live_may_change |= also != self._also
         self._also = also
+
+    def _empty_folder(self, now: float) -> None:
+        """Before a flood begins or ends: what is in the folder came before, and may itself have to be hidden."""
+        self._show(self._folder.flush(), now)
+        self._is_over_full = False
 
     def put_away(self) -> None:
         """Let go of the logs. Idempotent."""

@@ -175,11 +175,32 @@ def test_many_ranks_share_what_a_front_end_bears(tmp_path: Path) -> None:
         assert (tmp_path / f"rank{rank}.log").read_text().split() == lines
 
 
+def test_ranks_that_finish_before_they_are_shown(tmp_path: Path) -> None:
+    """What was let in and is hidden after all, because the ranks are too much together, stays in its place."""
+    front = _Front()
+    printer = _printer(front, tmp_path)
+    said = {rank: [f"{rank}-{i}-{'x' * 60}" for i in range(40_000)] for rank in range(2)}
+    for rank, lines in said.items():
+        printer.text(rank, "stdout", "".join(f"{line}\n" for line in lines).encode(), 1.0)
+    for rank in said:
+        printer.finish(rank, 1.0)
+    printer.close(1.0)
+    printer.put_away()
+    for rank, lines in said.items():
+        shown = [x[4:] for x in front.shown["stdout"].splitlines() if x.startswith(f"[{rank}] ")]
+        (notice,) = [x for x in shown if "hidden" in x]
+        at = shown.index(notice)
+        assert shown[:at] == lines[:at]
+        assert shown[at + 1 :] == lines[-20:]
+        assert notice.startswith(f"{40_000 - at - 20:,} lines hidden")
+
+
 def test_output_goes_on_after_a_flood(tmp_path: Path) -> None:
     """A rank that calmed down is shown again, its unfinished line too, and a second flood is told of as the first."""
     front = _Front()
     printer = _printer(front, tmp_path)
     _feed(printer, 1, FLOOD + b"unfin", 1.0)
+    printer.show(1.2)
     printer.show(5.0)
     printer.text(1, "stdout", b"ished\n", 5.0)
     printer.show(6.0)
