@@ -57,9 +57,14 @@ from nbsync.worker.shell import CellOutcome, WorkerShell
 from nbsync.worker.shortage import give_back
 from nbsync.worker.standing import look_after_groups
 from nbsync.worker.streams import Streams
-from nbsync.worker.threads import bind_near_gpu, use_threads
+from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
 from nbsync.worker.watch import CollectiveWatch
 from nbsync.worker.world import World
+
+
+def before_forks() -> None:
+    """In the process that is about to fork workers: what need not be done in each of them."""
+    look_for_pools()
 
 
 @dataclass(frozen=True)

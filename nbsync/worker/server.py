@@ -71,6 +71,7 @@ def _help(shell: Any, sock: socket.socket, count: int, apart: bool, server: int)
             send(sock, Answer(spoiled=True))
             return
     os.dup2(stdout, 1), os.dup2(stderr, 2)
+    worker.before_forks()
     gc.freeze()
     pids: list[int] = []
     try:

@@ -12,6 +12,16 @@ import torch
 _PARALLEL = 1 << 16  # elements: enough for torch to share them among two threads
 
 
+_pools: Any = None  # of libraries that are loaded; what a fork inherits need not be looked for in each rank
+
+
+def look_for_pools() -> None:
+    """Find the BLAS libraries of this process, if threadpoolctl is there to find them: a few milliseconds."""
+    global _pools
+    if "numpy" in sys.modules and find_spec("threadpoolctl") is not None:
+        _pools = import_module("threadpoolctl").ThreadpoolController()
+
+
 def use_threads(count: int) -> None:
     """Let torch, and a BLAS library that is loaded already, use so many threads, and try them.
 
@@ -19,9 +29,10 @@ def use_threads(count: int) -> None:
     """
     torch.set_num_threads(count)
     torch.ones(_PARALLEL).add_(1)
-    if "numpy" in sys.modules and find_spec("threadpoolctl") is not None:
-        limits: Any = import_module("threadpoolctl")
-        limits.threadpool_limits(count, user_api="blas")  # numpy's own is deaf to OMP_NUM_THREADS once it is loaded
+    if _pools is None:
+        look_for_pools()
+    if _pools is not None:
+        _pools.limit(limits=count, user_api="blas")  # numpy's own is deaf to OMP_NUM_THREADS once it is loaded
 
 
 def bind_near_gpu(gpu: int, how: str) -> None:

@@ -27,6 +27,7 @@ def fork_all(
         OSError: the system refused.
     """
     kernel_pid = os.getpid()
+    worker.before_forks()
     gc.freeze()  # the collector in the children then leaves the shared pages alone
     try:
         for spec, wire in zip(specs, wires, strict=True):
