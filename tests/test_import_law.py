@@ -106,36 +106,27 @@ def _python(code: str) -> str:
     return done.stdout.strip()
 
 
-_HEAVY = "sorted({'torch', 'IPython', 'ipywidgets', 'numpy', 'dill'} & set(sys.modules))"
+_HEAVY = "sorted({'torch', 'IPython', 'ipywidgets', 'numpy', 'dill', 'tqdm', 'hashlib'} & set(sys.modules))"
 
 
 def test_import_is_light() -> None:
-    """`import nbsync` loads neither torch nor IPython nor ipywidgets, in less than 50 ms."""
-    code = f"""
-import sys, time
-begin = time.perf_counter()
-import nbsync
-took = time.perf_counter() - begin
-assert not {_HEAVY}, {_HEAVY}
-print(took)"""
-    assert min(float(_python(code)) for _ in range(3)) < 0.05
+    """`import nbsync` loads nothing that takes long. (benchmarks/run.py measures the time.)"""
+    code = f"import sys\nimport nbsync\nprint({_HEAVY})"
+    assert _python(code).strip() == "[]"
 
 
 def test_load_ext_is_light() -> None:
-    """`%load_ext nbsync` loads no torch, starts nothing and takes less than 50 ms."""
-    code = """
-import sys, threading, time
+    """`%load_ext nbsync` loads nothing that takes long, and starts nothing."""
+    code = f"""
+import sys, threading
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
-before = threading.active_count()
-begin = time.perf_counter()
+before, threads = set(sys.modules), threading.active_count()
 shell.run_line_magic("load_ext", "nbsync")
-took = time.perf_counter() - begin
 assert "distributed" in shell.magics_manager.magics["cell"]
-assert "torch" not in sys.modules and "ipywidgets" not in sys.modules
-assert threading.active_count() == before
-print(took)"""
-    assert min(float(_python(code).splitlines()[-1]) for _ in range(3)) < 0.05
+assert threading.active_count() == threads
+print([name for name in {_HEAVY} if name not in before])"""
+    assert _python(code).splitlines()[-1] == "[]"
 
 
 def test_public_names() -> None:

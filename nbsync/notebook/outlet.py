@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import secrets
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ class NotebookSink:
         if not self.is_limited:  # a terminal has no place for it
             return
         update = self._live_id is not None
-        self._live_id = self._live_id or f"nbsync-live-{secrets.token_hex(8)}"
+        self._live_id = self._live_id or f"nbsync-live-{os.urandom(8).hex()}"
         self._shell.display_pub.publish(
             {"text/plain": "\n".join(lines)}, transient={"display_id": self._live_id}, update=update
         )

@@ -7,7 +7,7 @@ and has buttons. At the end the plain HTML takes its place, so that no page ever
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import Any
 
 from nbsync.kernel.barlines import lines_of
@@ -68,7 +68,7 @@ class CellView:
 
     def _publish(self, html: str, text: str, more: dict[str, Any]) -> None:
         update = self._display_id is not None
-        self._display_id = self._display_id or f"nbsync-view-{secrets.token_hex(8)}"
+        self._display_id = self._display_id or f"nbsync-view-{os.urandom(8).hex()}"
         data = {"text/html": html, "text/plain": text, **more}
         self._publisher.publish(data, transient={"display_id": self._display_id}, update=update)
 

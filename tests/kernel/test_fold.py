@@ -228,4 +228,4 @@ def test_long_backlog_is_fast(ranks: int, entries: int, equal: bool) -> None:
             groups += len(folder.ready(0.0))
     groups += len(folder.flush())
     assert groups == (entries if equal else entries * ranks)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 20  # what is quadratic takes minutes

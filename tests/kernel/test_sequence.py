@@ -228,4 +228,4 @@ def test_large_output_is_fast() -> None:
     for n in range(1, 20_001):
         size += sum(len(data) for _, data in sequencer.feed_bytes("stderr", fence(n, False)) if isinstance(data, bytes))
     assert size == 400 * 20_000
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 20  # what is quadratic takes minutes
