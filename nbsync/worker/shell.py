@@ -186,6 +186,9 @@ class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
     def begin(self, code: str) -> None:
         self._code, self._kept = code, None
 
+    def set_parent(self, parent: Any) -> None:
+        """`ipywidgets.Output`, which rich draws in, sets the kernel's current cell: here there is one always."""
+
     def take(self) -> Bundle | None:
         kept, self._kept = self._kept, None
         return kept
@@ -212,6 +215,9 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]  # traitlets
     def __init__(self, show: Callable[..., None], clear: Callable[[bool], None]) -> None:
         super().__init__()
         self._show_bundle, self._clear_output = show, clear
+
+    def set_parent(self, parent: Any) -> None:
+        """As that of `_Hook`."""
 
     def publish(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+from contextlib import suppress
+from queue import Empty
 
 import pytest
 
-from notebooks import Notebook, Outcome
+from notebooks import Notebook, Outcome, is_view
 
 
 def view_of(outcome: Outcome) -> str:
@@ -52,3 +54,166 @@ def test_nested_bars(live: Notebook) -> None:
     assert "outer" in view
     assert "inner" not in view
     assert outcome.stderr == ""
+
+
+def moments(outcome: Outcome) -> list[str]:
+    """The text of each view that came while the cell ran."""
+    return [re.sub(r"\s+", " ", view_text(bundle)) for bundle in outcome.history if is_view(bundle)]
+
+
+def view_text(bundle: dict[str, str]) -> str:
+    return html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", bundle["text/html"], flags=re.S))
+
+
+def test_a_barrier_with_a_late_rank(live: Notebook) -> None:
+    """The view names the missing rank and its line while the others wait, and the spread when they have met."""
+    outcome = live.run(
+        "%%distributed\nimport time\nif rank == 1:\n    time.sleep(1.5)\n"
+        "world.wait_for_everyone('epoch')\ntime.sleep(0.3)"
+    ).ok()
+    during = [text for text in moments(outcome) if "epoch" in text and "missing" in text]
+    assert any("rank 1 missing" in text and "line 4" in text for text in during), moments(outcome)
+    assert re.search(r"epoch at Cell In\[\d+\], line 5.*rank 1.* 1\.[4-9]\d s", moments(outcome)[-1]), moments(outcome)[
+        -1
+    ]
+
+
+def test_a_collective_that_blocks(live: Notebook) -> None:
+    """A collective that blocks for more than a second shows who is missing, before anything is broken off."""
+    outcome = live.run(
+        "%%distributed\nimport time\nif rank == 1:\n    time.sleep(2.5)\ndist.all_reduce(torch.ones(1))"
+    ).ok()
+    assert any(re.search(r"all_reduce #\d+.*rank 1 missing", text) for text in moments(outcome)), moments(outcome)
+
+
+def test_a_failed_rank_stays(live: Notebook) -> None:
+    """The end of a cell that failed shows which rank raised what, and that the other was released."""
+    outcome = live.run(
+        "%%distributed\nimport time\nif rank == 1:\n    time.sleep(0.8)\n"
+        "    raise ValueError('on purpose')\ndist.barrier()"
+    )
+    outcome.failed("ValueError")
+    last = moments(outcome)[-1]
+    assert re.search(r"rank 1 ✖ failed.*ValueError: on purpose at Cell In\[\d+\], line 5", last), last
+    assert "rank 0 ◻ released" in last
+
+
+def test_a_dead_rank_stays(live: Notebook) -> None:
+    """So does one whose process ended, with how."""
+    outcome = live.run("%%distributed\nimport os, time\ntime.sleep(0.7)\nif rank == 1: os.kill(os.getpid(), 9)")
+    outcome.failed("WorkerDied")
+    assert re.search(r"rank 1 ✖ dead.*SIGKILL", moments(outcome)[-1]), moments(outcome)[-1]
+
+
+def test_view_off_and_compact(live: Notebook) -> None:
+    """Off: bars are the ranks' text and there is no view at all. Compact: no row for each rank."""
+    cell = "%%distributed\nimport time\nfrom tqdm import tqdm\nfor i in tqdm(range(7), desc='b'): time.sleep(0.1)"
+    try:
+        live.run("%nbsync view off").ok()
+        outcome = live.run(cell).ok()
+        assert moments(outcome) == []
+        assert "b: 100%" in outcome.stderr
+        live.run("%nbsync view compact").ok()
+        outcome = live.run(cell).ok()
+        assert outcome.stderr == ""
+        assert "b 100%" in moments(outcome)[-1]
+        assert "rank 0 ✔" not in moments(outcome)[-1]
+    finally:
+        live.run("%nbsync view on").ok()
+
+
+def test_quick_cells_leave_no_view(live: Notebook) -> None:
+    """Nobody wants to see where a rank was for a moment."""
+    outcome = live.run("%%distributed\nprint('quick')").ok()
+    assert (outcome.views, moments(outcome)) == ([], [])
+
+
+def test_launcher_without_progress(live: Notebook) -> None:
+    """`notebook_launcher(progress=False)` leaves bars as text, and shows no view."""
+    setup = (
+        "from nbsync import notebook_launcher\ndef work():\n    import time\n    from tqdm import tqdm\n"
+        "    for i in tqdm(range(4), desc='b'): time.sleep(0.2)\n"
+    )
+    outcome = live.run(setup + "notebook_launcher(work, num_processes=2, progress=False);").ok()
+    assert moments(outcome) == []
+    assert "b: 100%" in outcome.stderr
+    outcome = live.run(setup + "notebook_launcher(work, num_processes=2);").ok()
+    assert "b 100% 4/4" in moments(outcome)[-1]
+    assert outcome.stderr == ""
+
+
+def test_clear_output_in_a_cell(live: Notebook) -> None:
+    """The view comes back after the cell has cleared its output; there is one at the end."""
+    outcome = live.run("""%%distributed
+import time
+from IPython.display import clear_output
+from tqdm import tqdm
+for i in tqdm(range(10), desc="b"):
+    time.sleep(0.1)
+    if i == 5: clear_output()
+print("after")""").ok()
+    assert outcome.stdout == "[0-1] after\n"
+    assert "b 100%" in " ".join(view_of(outcome).split())
+
+
+def test_a_cell_in_the_background(live: Notebook) -> None:
+    """Its view goes on in the cell that started it, while the next cells have none."""
+    live.start("""%%distributed --background
+import time
+from tqdm import tqdm
+for i in tqdm(range(12), desc="bg"): time.sleep(0.1)""")
+    first = live._cell
+    assert first is not None
+    live.wait()
+    live.start("import time; time.sleep(2); print('here')")
+    second = live._cell
+    assert second is not None
+    while not second.ended:
+        for get in (live._client.get_iopub_msg, live._client.get_shell_msg):
+            with suppress(Empty):
+                message = get(timeout=0.1)
+                first.take(message)
+                second.take(message)
+    live._cell = None
+    assert (second.outcome.stdout, moments(second.outcome)) == ("here\n", [])
+    assert len(moments(first.outcome)) > 3
+    assert "bg 100%" in moments(first.outcome)[-1]
+    after = live.run("%%distributed\nprint('free again')").ok()
+    assert ("free again" in after.stdout, moments(after)) == (True, [])
+
+
+def test_bars_of_rich_come_through(live: Notebook) -> None:
+    """Other libraries' bars are not ours to draw, but they show, and work."""
+    outcome = live.run(
+        "%%on_rank 0\nfrom rich.progress import track\nfor i in track(range(3), description='rich'): pass"
+    ).ok()
+    assert any("rich" in text and "100%" in text for text in outcome.texts), outcome.outputs
+
+
+def test_messages_from_nowhere_do_nothing(live: Notebook) -> None:
+    """Malformed messages to the view's widgets, and to widgets that are not there, harm no cell."""
+    live.run("%%distributed\nimport time; time.sleep(0.8)").ok()
+    known = live.run("import ipywidgets\nprint(*ipywidgets.widgets.widget._instances)").ok().stdout.split()
+    client = live._client
+    for comm in [*known, "0" * 32]:
+        for data in ({}, {"method": "update"}, {"method": "update", "state": {"width": 5, "nonsense": []}},
+                     {"method": "custom", "content": None}, {"method": "<script>"}, []):  # fmt: skip
+            client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": comm, "data": data}))
+        client.shell_channel.send(client.session.msg("comm_msg", {}))
+    outcome = live.run("%%distributed\nimport time\ntime.sleep(0.8)\nprint('alive')").ok()
+    assert outcome.stdout == "[0-1] alive\n"
+    assert "2 ranks" in moments(outcome)[0]
+
+
+def test_a_front_end_that_goes_away(live: Notebook) -> None:
+    """A cell whose front end is gone runs to its end; the next one finds everything in place."""
+    live.start(
+        "%%distributed\nimport time\nfor i in __import__('tqdm').tqdm(range(10)): time.sleep(0.1)\ndone = 'to the end'"
+    )
+    live.wait_for_output("nbsync")
+    live._client.stop_channels()
+    live._client = live._manager.client()
+    live._client.start_channels()
+    live._client.wait_for_ready(timeout=30)
+    live._cell = None
+    assert live.run("%%distributed\ndone").ok().texts == ["[0-1] 'to the end'"]
