@@ -15,6 +15,7 @@ from pathlib import Path
 from kernels import Cell, CellFailed, Kernel
 from report import Check, Row, at_most, at_most_above, at_most_times
 from training import training
+from view import VIEW
 
 Work = Callable[[], float]  # does it once and returns the seconds
 
@@ -323,6 +324,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "restart": restart,
     "stop": stop,
     "failure": failure,
+    **VIEW,
 }
 
 
