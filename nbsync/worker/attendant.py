@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import os
 import queue
+import re
 import select
 import signal
 import sys
@@ -26,7 +27,7 @@ from nbsync.worker.group import GroupKeeper
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.nccl import nccl_backends
-from nbsync.worker.places import collective_in, is_users, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, describe_file, is_users, peer_in, users_line, walk_stack
 from nbsync.worker.watch import CollectiveWatch
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -34,6 +35,7 @@ STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the st
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
 CHECK_EVERY = 0.05  # seconds
 STILL = 0.3  # processors that a process uses at most while it only waits
+_FILE = re.compile(r'File "([^"]+)", line (\d+)')
 PATIENCE = 3.0  # seconds after which even a busy process is cut
 
 
@@ -194,4 +196,11 @@ def _format_stack(frame: FrameType | None) -> list[str]:
     linecache.checkcache()
     stack = list(traceback.extract_stack(frame)) if frame is not None else []
     mine = [i for i, (code, _) in enumerate(walk_stack(frame)) if is_users(code)]
-    return traceback.StackSummary.from_list(stack[mine[0] :] if mine else stack).format()
+    lines = traceback.StackSummary.from_list(stack[mine[0] :] if mine else stack).format()
+    return [_FILE.sub(_name_cell, line) for line in lines]
+
+
+def _name_cell(match: re.Match[str]) -> str:
+    """`Cell In[3], line 7` in place of the file that IPython pretends a cell to be."""
+    name = describe_file(match[1])
+    return f"{name}, line {match[2]}" if name.startswith("Cell ") else match[0]
