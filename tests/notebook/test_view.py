@@ -190,6 +190,17 @@ def test_bars_of_rich_come_through(live: Notebook) -> None:
     assert any("rich" in text and "100%" in text for text in outcome.texts), outcome.outputs
 
 
+def test_bars_of_enlighten_come_through(live: Notebook) -> None:
+    """So do those that are HTML of their own."""
+    outcome = live.run("""%%on_rank 0
+import enlighten
+manager = enlighten.get_manager()
+bar = manager.counter(total=3, desc="enlighten")
+for i in range(3): bar.update(force=True)
+bar.close()""").ok()
+    assert any("enlighten 100%" in bundle.get("text/html", "") for bundle in outcome.history), outcome.history
+
+
 def test_messages_from_nowhere_do_nothing(live: Notebook) -> None:
     """Malformed messages to the view's widgets, and to widgets that are not there, harm no cell."""
     live.run("%%distributed\nimport time; time.sleep(0.8)").ok()
