@@ -17,9 +17,9 @@ from typing import Any
 from kernels import Kernel
 from report import Check, Row, at_most_times
 
-from nbsync.kernel.live import LiveView
 from nbsync.kernel.state import Snapshot, WorldState
-from nbsync.notebook.view import CellView
+from nbsync.kernel.view.live import LiveView
+from nbsync.notebook.view.cell import CellView
 from nbsync.protocol.channel import Channel
 from nbsync.testing.crowd import Crowd
 

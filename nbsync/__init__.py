@@ -31,11 +31,11 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from nbsync.kernel.current import session
-    from nbsync.kernel.forkcheck import check_fork
     from nbsync.kernel.launcher import notebook_launcher
     from nbsync.kernel.session import Session
-    from nbsync.worker.logs import get_logger
-    from nbsync.worker.world import World
+    from nbsync.kernel.start.forkcheck import check_fork
+    from nbsync.worker.control.logs import get_logger
+    from nbsync.worker.control.world import World
 
 __all__ = [
     "BarrierTimeout",
@@ -63,9 +63,9 @@ __all__ = [
 
 _HOMES = {
     "Session": "nbsync.kernel.session",
-    "World": "nbsync.worker.world",
-    "check_fork": "nbsync.kernel.forkcheck",
-    "get_logger": "nbsync.worker.logs",
+    "World": "nbsync.worker.control.world",
+    "check_fork": "nbsync.kernel.start.forkcheck",
+    "get_logger": "nbsync.worker.control.logs",
     "notebook_launcher": "nbsync.kernel.launcher",
     "session": "nbsync.kernel.current",
     "tqdm": "tqdm.auto",
@@ -88,7 +88,7 @@ def __dir__() -> list[str]:
 
 def _show_in_notebook() -> None:
     """Where IPython runs, the workers' output goes there, also without `%load_ext nbsync`."""
-    import_module("nbsync.kernel.culprit").watch()
+    import_module("nbsync.kernel.start.culprit").watch()
     ipython = sys.modules.get("IPython")
     if ipython is not None and ipython.get_ipython() is not None:
         import_module("nbsync.notebook.outlet").install()

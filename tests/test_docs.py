@@ -21,7 +21,12 @@ from notebooks import Notebook
 __all__ = ["plain_notebook"]  # a fixture
 
 DOCS = Path(__file__).parent.parent / "docs"
-WITH_EXAMPLES = ["nbsync.kernel.launcher", "nbsync.kernel.session", "nbsync.worker.logs", "nbsync.worker.world"]
+WITH_EXAMPLES = [
+    "nbsync.kernel.launcher",
+    "nbsync.kernel.session",
+    "nbsync.worker.control.logs",
+    "nbsync.worker.control.world",
+]
 
 
 INTERNAL = {"from_plan", "call_inherited"}

@@ -15,7 +15,13 @@ import nbsync
 PACKAGE = Path(nbsync.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 320
-PURE = ("kernel/state.py", "kernel/fold.py", "kernel/lines.py", "kernel/sequence.py", "kernel/verdict.py")
+PURE = (
+    "kernel/state.py",
+    "kernel/output/fold.py",
+    "kernel/output/lines.py",
+    "kernel/output/sequence.py",
+    "kernel/supervision/verdict.py",
+)
 
 
 def _place(path: Path) -> str:
@@ -83,7 +89,9 @@ def test_kernel_imports_the_worker_only_by_its_entry_point(path: Path) -> None:
 @pytest.mark.parametrize("path", **_ids([path for path in MODULES if not _place(path).startswith("notebook/")]))
 def test_only_notebook_knows_the_front_end(path: Path) -> None:
     """IPython and ipywidgets are imported by `notebook` alone, but for the shell and the bars of a worker."""
-    allowed = {"worker/shell.py": ("IPython.core",), "worker/bars.py": ("tqdm.notebook",)}.get(_place(path), ())
+    allowed = {"worker/shell.py": ("IPython.core",), "worker/libraries/bars.py": ("tqdm.notebook",)}.get(
+        _place(path), ()
+    )
     front_end = [m for m, _ in _imports(path) if _within(m, "IPython", "ipywidgets", "ipykernel", "tqdm.notebook")]
     assert not [m for m in front_end if not _within(m, *allowed)]
 

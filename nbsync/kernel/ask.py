@@ -10,14 +10,14 @@ from typing import Any
 
 from nbsync.errors import NoSession, RankBusy, StartError, describe_ranks
 from nbsync.kernel.fleet import Fleet
-from nbsync.kernel.mend import heal, refill
-from nbsync.kernel.plan import check_timeout
+from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, unpack_value
 from nbsync.kernel.run import Run
-from nbsync.kernel.sink import Sink, make_sink, tell
+from nbsync.kernel.start.plan import check_timeout
 from nbsync.kernel.state import Phase
-from nbsync.kernel.verdict import judge
+from nbsync.kernel.supervision.mend import heal, refill
+from nbsync.kernel.supervision.verdict import judge
 from nbsync.protocol.messages import Request, Work
 
 Ranks = str | int | Iterable[int]

@@ -13,9 +13,9 @@ from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.state import Phase, Snapshot, WorldState
+from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
-from nbsync.kernel.verdict import describe_exit
 from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import Done, Interrupt, Peek, Progress, Where
 

@@ -14,18 +14,18 @@ from nbsync.kernel import aftermath
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
-from nbsync.kernel.live import LiveView, NoView
-from nbsync.kernel.logs import Logs
-from nbsync.kernel.plan import Plan, make_spec
-from nbsync.kernel.printer import Printer
-from nbsync.kernel.rendezvous import Rendezvous
+from nbsync.kernel.output.logs import Logs
+from nbsync.kernel.output.printer import Printer
+from nbsync.kernel.output.sink import Sink
 from nbsync.kernel.run import Conductor, Run
 from nbsync.kernel.scratch import Scratch, sweep
 from nbsync.kernel.sigint import sigint_later, sigint_to
-from nbsync.kernel.sink import Sink
-from nbsync.kernel.startup import NotAlive, Startup
+from nbsync.kernel.start.plan import Plan, make_spec
+from nbsync.kernel.start.rendezvous import Rendezvous
+from nbsync.kernel.start.startup import NotAlive, Startup
 from nbsync.kernel.state import Phase
 from nbsync.kernel.switchboard import hub
+from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.messages import Begin, Request, RunCell, Stop, Work
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call

@@ -14,7 +14,7 @@ from typing import Any
 
 from nbsync.kernel.descriptors import close_kernel_only
 from nbsync.kernel.engines.base import Process
-from nbsync.kernel.sequence import Item, Sequencer, StreamName
+from nbsync.kernel.output.sequence import Item, Sequencer, StreamName
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.channel import Channel, ChannelClosed, pack_message
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from nbsync.errors import UsageError, WorkerError
-from nbsync.kernel.devices import count_gpus, place
-from nbsync.kernel.methods import check_start_method
-from nbsync.kernel.plan import Plan, checked_env, checked_numa, checked_threads
-from nbsync.kernel.printer import Label
-from nbsync.kernel.rendezvous import LOOPBACK
+from nbsync.kernel.output.printer import Label
+from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.session import Session
-from nbsync.kernel.sink import make_sink, tell
+from nbsync.kernel.start.devices import count_gpus, place
+from nbsync.kernel.start.methods import check_start_method
+from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
+from nbsync.kernel.start.rendezvous import LOOPBACK
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
 _STATIC_CONF = ("rank", "timeout")

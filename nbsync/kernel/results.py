@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from nbsync.errors import TransferError, WorkerError, describe_ranks
-from nbsync.kernel.plan import Plan
+from nbsync.kernel.output.sink import Sink
 from nbsync.kernel.run import Run
-from nbsync.kernel.sink import Sink
+from nbsync.kernel.start.plan import Plan
 from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol.messages import Done
 from nbsync.protocol.serial import Common

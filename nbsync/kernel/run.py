@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.engines.base import Process
-from nbsync.kernel.evidence import last_line, oom_kills
-from nbsync.kernel.headroom import Headroom
 from nbsync.kernel.hub import Exited
-from nbsync.kernel.insist import Insistence
-from nbsync.kernel.live import LiveView, NoView
-from nbsync.kernel.lookout import Lookout
-from nbsync.kernel.printer import Printer
-from nbsync.kernel.pulse import Pulse
+from nbsync.kernel.output.printer import Printer
+from nbsync.kernel.supervision.evidence import last_line, oom_kills
+from nbsync.kernel.supervision.headroom import Headroom
+from nbsync.kernel.supervision.insist import Insistence
+from nbsync.kernel.supervision.lookout import Lookout
+from nbsync.kernel.supervision.pulse import Pulse
 from nbsync.kernel.transfers import Moving, Transfers
+from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
 

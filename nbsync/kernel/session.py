@@ -12,16 +12,16 @@ from nbsync.errors import UsageError
 from nbsync.kernel import current
 from nbsync.kernel.aftermath import take_note
 from nbsync.kernel.ask import Ranks, ask, ask_for_values, choose, raise_for
-from nbsync.kernel.devices import count_gpus, place
 from nbsync.kernel.fleet import Fleet
-from nbsync.kernel.glance import describe_stacks, describe_world
-from nbsync.kernel.mend import refill
-from nbsync.kernel.methods import check_start_method
-from nbsync.kernel.plan import Plan, checked_env, checked_numa, checked_threads
+from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.results import show_results
-from nbsync.kernel.sink import Sink, make_sink, tell
 from nbsync.kernel.sources import sources_of
+from nbsync.kernel.start.devices import count_gpus, place
+from nbsync.kernel.start.methods import check_start_method
+from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
 from nbsync.kernel.state import Phase, Snapshot
+from nbsync.kernel.supervision.glance import describe_stacks, describe_world
+from nbsync.kernel.supervision.mend import refill
 from nbsync.protocol.messages import Pull, Push, RunCall, RunCell, Where
 from nbsync.protocol.serial import pack
 from nbsync.protocol.spec import Call

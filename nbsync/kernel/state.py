@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from nbsync.errors import describe_ranks
-from nbsync.kernel.bounds import bounded
-from nbsync.kernel.gathering import Barriers, Gathering, Passed, collectives
+from nbsync.kernel.view.bounds import bounded
+from nbsync.kernel.view.gathering import Barriers, Gathering, Passed, collectives
 from nbsync.protocol.messages import Bar, BarrierEvent, Done, Memory, Progress, Where
 
 OPEN_BARS = 16  # of one rank that are kept

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from nbsync.errors import Interrupted, TransferError
-from nbsync.kernel.forker import fork, run_in_forker
 from nbsync.kernel.sigint import sigint_later
-from nbsync.kernel.verdict import describe_exit
+from nbsync.kernel.start.forker import fork, run_in_forker
+from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.protocol.familiar import FamiliarUnpickler, ReportingUnpickler, find_path
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.serial import Common, Unfamiliar, unpack

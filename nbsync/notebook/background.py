@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbsync.errors import NbsyncError
-from nbsync.kernel.sink import Sink
+from nbsync.kernel.output.sink import Sink
 from nbsync.notebook.outlet import NotebookSink
 
 

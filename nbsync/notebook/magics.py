@@ -12,10 +12,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError
-from nbsync.kernel import culprit
 from nbsync.kernel.ranks import parse_ranks
-from nbsync.notebook import arguments, mode, outlet
+from nbsync.kernel.start import culprit
+from nbsync.notebook import arguments, outlet
 from nbsync.notebook.background import run_in_background
+from nbsync.notebook.view import mode
 
 _PLAIN = (UsageError, NoSession, RankBusy, StartError, TransferError)
 

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 from IPython import get_ipython
 
 from nbsync.kernel.aftermath import leave_notes_beside
-from nbsync.kernel.sink import Stream, set_front_end
-from nbsync.kernel.terminal import TerminalView
-from nbsync.notebook.mode import mode
+from nbsync.kernel.output.sink import Stream, set_front_end
+from nbsync.kernel.view.terminal import TerminalView
+from nbsync.notebook.view.mode import mode
 
 if TYPE_CHECKING:
     from nbsync.kernel.state import Snapshot
-    from nbsync.notebook.view import CellView
+    from nbsync.notebook.view.cell import CellView
 
 _MOST_FLUSHES = 100  # in a second: each is a message, of which a server drops what is above 1,000 in a second
 _LABEL_STYLE = "color: gray; font-family: monospace"
 
 
 class NotebookSink:
-    """Shows output in the cell that runs. See `nbsync.kernel.sink.Sink`."""
+    """Shows output in the cell that runs. See `nbsync.kernel.output.sink.Sink`."""
 
     def __init__(self) -> None:
         self._shell: Any = get_ipython()
@@ -46,7 +46,7 @@ class NotebookSink:
             self._terminal.draw(snapshot, final)
             return
         if self._view is None:
-            from nbsync.notebook.view import CellView
+            from nbsync.notebook.view.cell import CellView
 
             self._view = CellView(self._shell.display_pub)
         self._view.draw(snapshot, final)

@@ -23,12 +23,12 @@ from typing import Any
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.feed import Feed
-from nbsync.worker.group import GroupKeeper
+from nbsync.worker.groups.group import GroupKeeper
+from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.nccl import nccl_backends
 from nbsync.worker.places import collective_in, describe_file, is_users, peer_in, users_line, walk_stack
-from nbsync.worker.watch import CollectiveWatch
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer

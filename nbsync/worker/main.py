@@ -37,29 +37,29 @@ from nbsync.protocol.messages import (
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
-from nbsync.worker.accelerate import see_cpu_worlds
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
-from nbsync.worker.bars import show_bars
+from nbsync.worker.control.report import set_reporter
+from nbsync.worker.control.world import World
 from nbsync.worker.failure import describe, follows_from_others
 from nbsync.worker.feed import Feed, FeedReporter
-from nbsync.worker.group import GroupKeeper
+from nbsync.worker.groups.group import GroupKeeper
+from nbsync.worker.groups.meeting import MeetingPoint
+from nbsync.worker.groups.standing import look_after_groups
+from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
-from nbsync.worker.lightning import leave_the_prompt
-from nbsync.worker.loaders import end_cut_loaders_at_once
-from nbsync.worker.meeting import MeetingPoint
+from nbsync.worker.libraries.accelerate import see_cpu_worlds
+from nbsync.worker.libraries.bars import show_bars
+from nbsync.worker.libraries.lightning import leave_the_prompt
+from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
 from nbsync.worker.places import end_at_users_line
 from nbsync.worker.recorder import Recorder
-from nbsync.worker.report import set_reporter
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
 from nbsync.worker.shortage import give_back
-from nbsync.worker.standing import look_after_groups
 from nbsync.worker.streams import Streams
 from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
-from nbsync.worker.watch import CollectiveWatch
-from nbsync.worker.world import World
 
 
 def before_forks() -> None:

@@ -22,7 +22,7 @@ _COLLECTIVE_FILES = (
     os.path.join("torch", "distributed", "distributed_c10d.py"),
     os.path.join("torch", "distributed", "_functional_collectives.py"),
     os.path.join("torch", "distributed", "rendezvous.py"),
-    os.path.join("nbsync", "worker", "barrier.py"),
+    os.path.join("nbsync", "worker", "control", "barrier.py"),
 )
 
 

@@ -74,7 +74,7 @@ def test_row_42_descriptors(cycles: list[tuple[Growth, Growth]]) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="row 42: torch offers no way to end the earlier backend of a group (worker/group.py)"
+    strict=True, reason="row 42: torch offers no way to end the earlier backend of a group (worker/groups/group.py)"
 )
 def test_row_42_threads(cycles: list[tuple[Growth, Growth]]) -> None:
     """No thread is left, in the kernel and in each rank."""

@@ -20,8 +20,8 @@ _WORKS = "%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()"
 def test_row_9_memory_runs_out(pair: Ranks) -> None:
     """A rank that takes the last tenth of the memory is named while its cell runs, once, with the limit."""
     limit = (
-        "import nbsync.kernel.headroom as headroom, nbsync\n"
-        "from nbsync.kernel.evidence import resident_bytes\n"
+        "import nbsync.kernel.supervision.headroom as headroom, nbsync\n"
+        "from nbsync.kernel.supervision.evidence import resident_bytes\n"
         "def held(): return sum(resident_bytes(state.pid) for state in nbsync.session().status().ranks)\n"
         "limit = int((held() + 150e6) / 0.9)\n"
         "read, headroom.read_fill = headroom.read_fill, lambda: headroom.Fill(held(), limit, 'the memory')"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tqdm.std import tqdm
 from tqdm.utils import disp_len
 
-from nbsync.kernel.barlines import MOST_LINES, MOST_RANKS, lines_of
 from nbsync.kernel.state import Snapshot, WorldState
+from nbsync.kernel.view.barlines import MOST_LINES, MOST_RANKS, lines_of
 from nbsync.protocol.messages import Bar, BarrierEvent, Progress
 from nbsync.testing.crowd import Crowd
 

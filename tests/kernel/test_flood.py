@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from nbsync.kernel import logs as logs_module
-from nbsync.kernel.flood import BURST, RATE, RESUME, RING, Flood, Hidden
-from nbsync.kernel.logs import Log, Logs
-from nbsync.kernel.printer import Printer
+from nbsync.kernel.output import logs as logs_module
+from nbsync.kernel.output.flood import BURST, RATE, RESUME, RING, Flood, Hidden
+from nbsync.kernel.output.logs import Log, Logs
+from nbsync.kernel.output.printer import Printer
+from nbsync.kernel.output.sink import Sink, Stream, TextSink
 from nbsync.kernel.ranks import parse_ranks
-from nbsync.kernel.sink import Sink, Stream, TextSink
 
 LINE = b"x" * 79 + b"\n"
 FLOOD = LINE * 100_000  # 8 MB

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbsync.kernel.fold import Entry, Folder, Group
+from nbsync.kernel.output.fold import Entry, Folder, Group
 
 Shown = list[tuple[tuple[int, ...], object]]
 RANKS = 3

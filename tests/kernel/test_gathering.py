@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nbsync.kernel.gathering import LONG, SETTLED, Barriers, collectives
+from nbsync.kernel.view.gathering import LONG, SETTLED, Barriers, collectives
 from nbsync.protocol.messages import BarrierEvent
 
 

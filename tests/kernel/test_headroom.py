@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nbsync.kernel.headroom import Fill, Headroom, read_fill
+from nbsync.kernel.supervision.headroom import Fill, Headroom, read_fill
 
 GB = 1_000_000_000
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from nbsync.kernel.live import EVERY, FIRST, FIRST_BEFORE_TEXT, SHARE, LiveView
 from nbsync.kernel.state import Snapshot, WorldState
+from nbsync.kernel.view.live import EVERY, FIRST, FIRST_BEFORE_TEXT, SHARE, LiveView
 from nbsync.protocol.messages import Bar, Progress
 
 BAR = Bar(0, "b", 1, 10, 0.1, 10.0, 0.0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbsync.kernel.sequence import Item, Sequencer, StreamName
+from nbsync.kernel.output.sequence import Item, Sequencer, StreamName
 from nbsync.protocol.fence import FENCE, FENCE_START, fence
 
 # Output that looks like the beginning of a fence, but that no other piece here can complete to one.

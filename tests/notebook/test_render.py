@@ -14,9 +14,9 @@ from events import HOSTILE, snapshots
 from hypothesis import given, settings
 
 from nbsync.kernel.state import Snapshot, WorldState
-from nbsync.notebook.render import MOST_BARS, MOST_FOLDED, MOST_NOTABLE, render
-from nbsync.notebook.safe import LONGEST, safe
-from nbsync.notebook.standing import SIGNS, WORDS
+from nbsync.notebook.view.render import MOST_BARS, MOST_FOLDED, MOST_NOTABLE, render
+from nbsync.notebook.view.safe import LONGEST, safe
+from nbsync.notebook.view.standing import SIGNS, WORDS
 from nbsync.protocol.messages import Bar, BarrierEvent, Done, Failure, Memory, Progress, Where
 from nbsync.testing.crowd import Crowd
 

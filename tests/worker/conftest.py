@@ -21,7 +21,7 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed import distributed_c10d as c10d
 
-from nbsync.worker.world import World
+from nbsync.worker.control.world import World
 
 _LIMIT = 30.0
 

@@ -14,9 +14,9 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d as c10d
 
 from nbsync.errors import BarrierTimeout
-from nbsync.worker import barrier
-from nbsync.worker.report import set_reporter
-from nbsync.worker.world import World
+from nbsync.worker.control import barrier
+from nbsync.worker.control.report import set_reporter
+from nbsync.worker.control.world import World
 
 
 def test_wait_for_everyone_waits(run_ranks: Any, Notes: Any) -> None:

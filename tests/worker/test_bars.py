@@ -16,7 +16,7 @@ import pytest
 _HEAD = """
 import json, sys, time
 from nbsync.protocol.messages import Bar
-from nbsync.worker.bars import show_bars
+from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.feed import Feed
 class Ours:
     encoding = "utf-8"
@@ -54,7 +54,7 @@ print(json.dumps({"bars": last(), "count": feed._count, "out": text[0], "err": t
 
 _SERVER = """
 import json, os, sys
-import numpy, torch, tqdm.auto, tqdm.contrib.concurrent, tqdm.notebook, nbsync.worker.bars, nbsync.worker.feed
+import numpy, torch, tqdm.auto, tqdm.contrib.concurrent, tqdm.notebook, nbsync.worker.libraries.bars, nbsync.worker.feed
 for line in sys.stdin:
     pid = os.fork()
     if not pid:

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import operations
 
 from nbsync.errors import UsageError
-from nbsync.worker.nested import leaves, map_leaves
-from nbsync.worker.world import World
+from nbsync.worker.control.nested import leaves, map_leaves
+from nbsync.worker.control.world import World
 
 Pair = namedtuple("Pair", ["left", "right"])
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from nbsync.errors import UsageError
-from nbsync.worker.environment import WorldInfo
+from nbsync.worker.control.environment import WorldInfo
 
 TORCHRUN = {
     "RANK": "5",

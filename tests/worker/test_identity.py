@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nbsync.errors import UsageError
-from nbsync.worker.world import World
+from nbsync.worker.control.world import World
 
 
 def printed(call: Callable[[], Any]) -> str:

@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import operations
 
 from nbsync.errors import UsageError
-from nbsync.worker.split import split
-from nbsync.worker.world import World
+from nbsync.worker.control.split import split
+from nbsync.worker.control.world import World
 
 SAME_SIGNATURE = [
     "wait_for_everyone",

@@ -13,7 +13,7 @@ from accelerate.logging import get_logger as accelerates
 
 from nbsync import get_logger
 from nbsync.errors import UsageError
-from nbsync.worker.world import World
+from nbsync.worker.control.world import World
 
 NAME = "tests.logs"
 CALLS: list[dict[str, Any]] = [{}, {"main_process_only": True}, {"main_process_only": False}, {"in_order": True}]

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from nbsync.errors import UsageError
-from nbsync.worker.split import split
+from nbsync.worker.control.split import split
 
 SIZES = [2, 3, 4]
 LENGTHS = [0, 1, 2, 3, 5, 8]

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from nbsync.errors import MainProcessFailed, UsageError
-from nbsync.worker.world import World
+from nbsync.worker.control.world import World
 
 
 def test_the_main_process_goes_first(run_ranks: Any, Notes: Any) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator, PartialState
 from torch._C._distributed_c10d import TCPStore
 
 from nbsync.errors import UsageError
-from nbsync.worker.world import World
+from nbsync.worker.control.world import World
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

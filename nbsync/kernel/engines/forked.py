@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.wires import Wires
-from nbsync.kernel.forker import fork
+from nbsync.kernel.start.forker import fork
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
 from nbsync.worker import main as worker  # the one arrow across: the entry point of a worker

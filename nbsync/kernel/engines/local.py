@@ -12,10 +12,10 @@ from nbsync.kernel.engines.forked import fork_all
 from nbsync.kernel.engines.fresh import spawn_all
 from nbsync.kernel.engines.served import serve_all
 from nbsync.kernel.engines.wires import Wires, refused
-from nbsync.kernel.forker import run_in_forker
-from nbsync.kernel.luggage import pack_notebook
-from nbsync.kernel.methods import choose_method
-from nbsync.kernel.sink import make_sink, tell
+from nbsync.kernel.output.sink import make_sink, tell
+from nbsync.kernel.start.forker import run_in_forker
+from nbsync.kernel.start.luggage import pack_notebook
+from nbsync.kernel.start.methods import choose_method
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
 

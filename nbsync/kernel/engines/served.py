@@ -17,7 +17,7 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.fresh import run_interpreter
 from nbsync.kernel.engines.wires import Wires, refused
-from nbsync.kernel.forker import run_in_forker
+from nbsync.kernel.start.forker import run_in_forker
 from nbsync.protocol.forking import APART, COUNT, Answer, receive
 from nbsync.protocol.spec import WorkerSpec
 

@@ -1,0 +1,1 @@
+"""From the workers' bytes to what the notebook shows."""

@@ -1,0 +1,69 @@
+"""What the ranks are doing at this moment, in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from nbsync.errors import describe_ranks
+from nbsync.kernel.fleet import Fleet
+from nbsync.kernel.state import Phase, Snapshot
+from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
+from nbsync.protocol.messages import Where
+from nbsync.protocol.spec import STACK_SIGNAL
+
+
+def describe_world(fleet: Fleet) -> str:
+    """State, current line and the time in it, and memory of every rank; equal ranks in one line."""
+    busy = fleet.state.in_phase(Phase.BUSY)
+    found = fleet.traffic.peek(busy) if busy else {}
+    snapshot = fleet.state.snapshot(time.monotonic())
+    places: dict[str, dict[int, float | None]] = {}
+    for rank in busy:
+        where = found.get(rank)
+        text = _describe_place(fleet, rank, where)
+        places.setdefault(text, {})[rank] = _time_there(snapshot, rank, where) if where else None
+    sizes = [resident_bytes(state.pid) for state in snapshot.ranks]
+    memory = ", ".join("-" if size is None else f"{size >> 20} MB" for size in sizes)
+    lines = [f"  {describe_ranks(list(times))}: {text}{_for(times.values())}" for text, times in places.items()]
+    return "\n".join([snapshot.describe(), *lines, f"  memory {memory}"])
+
+
+def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
+    """The Python stack of each of `ranks`.
+
+    A rank that does not answer is made to write its stack to its stderr instead, which shows in the cell it runs.
+    """
+    found = fleet.traffic.peek(ranks)
+    parts = []
+    for rank in ranks:
+        if rank in found:
+            parts.append(f"rank {rank}:\n{''.join(found[rank].stack)}")
+            continue
+        if fleet.state.phase(rank) is Phase.DEAD:
+            parts.append(f"rank {rank} is not running: {fleet.state.note(rank)}\n")
+            continue
+        fleet.traffic.process(rank).signal(STACK_SIGNAL)
+        in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
+        parts.append(f"rank {rank} does not answer: {unusual_state(fleet.traffic.process(rank).pid) or in_c}\n")
+    return "\n".join(parts)
+
+
+def _time_there(snapshot: Snapshot, rank: int, where: Where) -> float:
+    """Seconds for which `rank` was seen at its line; a cell's ranks are looked at every 0.4 s."""
+    place = next((state.place for state in snapshot.ranks if state.rank == rank), None)
+    return snapshot.now - place.since if place is not None and place.line == where.line else 0.0
+
+
+def _for(times: Iterable[float | None]) -> str:
+    """`, for 12 s`; `, for 3 to 12 s` when it is not the same for all ranks."""
+    known = [round(seconds) for seconds in times if seconds is not None]
+    if not known or max(known) < 1:
+        return ""
+    return f", for {min(known)} to {max(known)} s" if max(known) - min(known) > 1 else f", for {max(known)} s"
+
+
+def _describe_place(fleet: Fleet, rank: int, where: Where | None) -> str:
+    if where is None:
+        return unusual_state(fleet.traffic.process(rank).pid) or "does not answer: it is in C code"
+    return f"at {where.line}" + (f", in {where.waiting_in}" if where.waiting_in else "")

@@ -1,0 +1,74 @@
+"""Sees to it that an interrupt reaches every rank, also one whose helper thread does not come to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from nbsync.kernel.supervision.evidence import unusual_state
+from nbsync.protocol.spec import INSIST_SIGNAL, STACK_SIGNAL
+
+HEARD_WITHIN = 0.3  # seconds in which a helper thread answers, unless C code holds the GIL
+TOLD_AFTER = 1.0  # seconds after which it is said that a rank is in such code
+
+
+class Insistence:
+    """Interrupts a rank that does not answer by a signal of the kernel, and shows its stack if that does not help.
+
+    Args:
+        send_signal: sends a signal to the process of a rank.
+        pid_of: the rank's process id.
+        last_line: where the rank was seen last, or "".
+        notify: tells the user something, in one line.
+    """
+
+    def __init__(
+        self,
+        send_signal: Callable[[int, int], None],
+        pid_of: Callable[[int], int],
+        last_line: Callable[[int], str],
+        notify: Callable[[str], None],
+    ) -> None:
+        self._send_signal, self._pid_of, self._last_line, self._notify = send_signal, pid_of, last_line, notify
+        self._unheard: set[int] = set()
+        self._ticket = 0
+        self._told: set[int] = set()
+        self._signal_at: float | None = None
+        self._tell_at: float | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When there is something to do next."""
+        return self._signal_at if self._signal_at is not None else self._tell_at
+
+    def begin(self, ranks: Iterable[int], ticket: int, now: float) -> None:
+        """`ranks` were interrupted, and then asked where they are; the answers will bear `ticket` or a later number."""
+        self._unheard, self._ticket = set(ranks), ticket
+        self._signal_at, self._tell_at = now + HEARD_WITHIN, now + TOLD_AFTER
+
+    def heard(self, rank: int, ticket: int) -> None:
+        """An answer of `rank` has come."""
+        if ticket >= self._ticket:
+            self._unheard.discard(rank)
+
+    def look(self, pending: Iterable[int], now: float) -> None:
+        """Do what is due."""
+        silent = sorted(self._unheard.intersection(pending))
+        if self._signal_at is not None and now >= self._signal_at:
+            self._signal_at = None
+            for rank in silent:
+                self._send_signal(rank, INSIST_SIGNAL)
+        if self._tell_at is not None and now >= self._tell_at:
+            self._tell_at = None
+            for rank in silent:
+                if rank not in self._told and unusual_state(self._pid_of(rank)) is None:
+                    self._tell(rank)
+
+    def _tell(self, rank: int) -> None:
+        self._told.add(rank)
+        line = self._last_line(rank)
+        seen = f" (seen last at {line})" if line else ""
+        self._notify(
+            f"rank {rank} is in C code that lets no other thread run{seen}; it can be interrupted when that ends. "
+            "Its stack:"
+        )
+        self._send_signal(rank, STACK_SIGNAL)

@@ -1,0 +1,169 @@
+"""What to tell of a run that did not end well: who failed first, and one line for each of the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nbsync.errors import (
+    Deadlock,
+    Interrupted,
+    RunTimeout,
+    TransferError,
+    WorkerDied,
+    WorkerError,
+    describe_ranks,
+    new_error,
+)
+from nbsync.kernel.supervision.evidence import oom_kills
+from nbsync.kernel.supervision.memory import memory_table
+from nbsync.protocol.messages import Failure
+from nbsync.protocol.serial import Common, Parts, unpack
+
+if TYPE_CHECKING:
+    from nbsync.kernel.run import Run
+
+
+def judge(run: Run, common: Common) -> BaseException | None:
+    """The exception that `run` raises in the notebook, or None if it ended well.
+
+    The root is what failed first of its own accord; a peer's "connection closed" that follows is only listed.
+    """
+    failures = {rank: done.failure for rank, done in run.done.items() if done.failure is not None}
+    own = {r: f for r, f in failures.items() if not f.is_consequence and not f.interrupted}
+    first = min(own, key=lambda rank: own[rank].time, default=None)
+    if run.exited:
+        died = min(run.exited, key=lambda rank: run.exit_times[rank])
+        # The kernel notices a death a little later than it happened, a failure's time is the worker's own.
+        if first is None or own[first].time > run.exit_times[died]:
+            return _died(run, died, failures)
+    if first is not None:
+        return _raised(run, first, failures, common)
+    if run.stuck is not None:
+        return Deadlock(f"no rank could go on: {run.stuck}")
+    if run.timed_out:
+        return RunTimeout(_timeout_text(run, failures))
+    if run.interrupts:
+        return Interrupted(others_in_lines(run, failures))
+    if failures:  # only consequences: of something outside this run
+        return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
+    return None
+
+
+def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common) -> WorkerError:
+    failure = failures[root]
+    same = sorted(rank for rank, other in failures.items() if _is_same(other, failure))
+    ranks = [root, *(rank for rank in same if rank != root)] if root in same else [root]
+    original = _original(failure, common)
+    error = new_error(type(original) if original is not None else _find_type(failure))
+    WorkerError.__init__(
+        error,
+        ranks=sorted(ranks) if len(ranks) > 1 else ranks,
+        type_name=failure.type_name,
+        message=failure.message,
+        traceback_lines=failure.traceback,
+        others=[
+            *others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
+            *(memory_table(run.done) if failure.memory_limit is not None else []),
+        ],
+        original=original,
+    )
+    return error
+
+
+def _died(run: Run, rank: int, failures: Mapping[int, Failure]) -> WorkerDied:
+    code, name = _exit_of(run.exited[rank].status)
+    same = sorted(r for r, e in run.exited.items() if e.status == run.exited[rank].status)
+    return WorkerDied(
+        ranks=same,
+        message=f"the process {describe_exit(run.exited[rank].status)}{_circumstances(run, rank, name)}",
+        exit_code=code,
+        signal_name=name,
+        others=others_in_lines(run, failures, same),
+    )
+
+
+def _circumstances(run: Run, rank: int, signal_name: str | None) -> str:
+    """Where the rank was seen last, why it was ended if the system tells, and what that means."""
+    line = run.last_lines.get(rank)
+    text = f" ({line})" if line else ""
+    kills = oom_kills()
+    if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
+        text += " (out of memory: the system ended it)"
+    text += "; what was in its memory is lost"
+    words = run.last_words.get(rank)
+    return f"{text}\nlast on its stderr:\n" + "\n".join(f"  {word}" for word in words) if words else text
+
+
+def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[int] | None = None) -> list[str]:
+    """One line for all ranks of which the same is to be said."""
+    lines: dict[str, list[int]] = {}
+    for rank, failure in sorted(failures.items()):
+        lines.setdefault(_in_one_line(failure), []).append(rank)
+    for rank, exited in sorted(run.exited.items()):
+        if rank not in (leave_out or ()):
+            lines.setdefault(describe_exit(exited.status), []).append(rank)
+    finished = [rank for rank in run.ranks if rank in run.done and run.done[rank].failure is None]
+    if finished and (run.interrupts or run.timed_out):
+        lines.setdefault("had finished", []).extend(finished)
+    if run.sending:
+        lines.setdefault("still sending or receiving a large message", []).extend(run.sending)
+    elif run.abandoned:
+        lines.setdefault("still running, and ignoring the interrupts", []).extend(run.pending)
+    return [f"{describe_ranks(ranks)}: {text}" for text, ranks in lines.items() if ranks]
+
+
+def _in_one_line(failure: Failure) -> str:
+    where = f" at {failure.where}" if failure.where else ""
+    if failure.interrupted:
+        doing = f" in {failure.waiting_in}" if failure.waiting_in else ""
+        return f"interrupted{doing}{where}"
+    if failure.is_consequence:
+        return f"waited in {failure.waiting_in or 'a collective'}{where}"
+    first_line = failure.message.split("\n", 1)[0]
+    return f"{failure.type_name}: {first_line}{where}"
+
+
+def _timeout_text(run: Run, failures: Mapping[int, Failure]) -> str:
+    late = describe_ranks(run.timed_out)
+    return "\n".join([f"the time limit was reached; {late} had not finished", *others_in_lines(run, failures)])
+
+
+def _is_same(one: Failure, other: Failure) -> bool:
+    return (one.type_name, one.message, one.where) == (other.type_name, other.message, other.where)
+
+
+def _original(failure: Failure, common: Common) -> BaseException | None:
+    if failure.exception is None:
+        return None
+    try:
+        value = unpack(failure.exception, common)
+    except TransferError:  # it is shown by name and text
+        return None
+    if isinstance(value, Parts):
+        value = value.assemble()
+    return value if isinstance(value, BaseException) else None
+
+
+def _find_type(failure: Failure) -> type[BaseException] | None:
+    found = getattr(sys.modules.get(failure.module), failure.type_name, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+
+
+def describe_exit(status: int) -> str:
+    """`was ended by SIGKILL`, `ended with exit code 3`."""
+    code, name = _exit_of(status)
+    return f"was ended by {name}" if name else f"ended with exit code {code}"
+
+
+def _exit_of(status: int) -> tuple[int | None, str | None]:
+    """(exit code, None) or (None, signal name) of a `waitpid` status."""
+    if not os.WIFSIGNALED(status):
+        return os.WEXITSTATUS(status), None
+    try:
+        return None, signal.Signals(os.WTERMSIG(status)).name
+    except ValueError:  # a real-time signal
+        return None, f"signal {os.WTERMSIG(status)}"

@@ -1,0 +1,1 @@
+"""The process groups: made, watched, cut and healed."""

@@ -1,0 +1,251 @@
+"""The worker's process groups: made at the start, cut to free a blocked collective, healed in place.
+
+Gloo offers no way out of a blocked collective, but the collective raises when its sockets are shut down, and a
+`ProcessGroup` object takes a fresh backend under a backend type it has not used yet. So after a failure the same
+group objects, and DDP, FSDP2 and DeviceMesh built on them, go on working.
+
+The earlier backend stays behind with an idle thread, and there is no clean way to be rid of it in torch 2.13. A gloo
+backend ends its threads in its destructor alone (`shutdown` and `abort` do nothing), needs at least one, and
+`ProcessGroup` holds every backend it was ever given, in a map by type. Nothing empties that map but the C++ method
+`release_resources`, which Python cannot call, and which would take the store and the backends of other devices with it.
+A backend of our own that passes on to one that can be replaced cannot be written: `Backend` cannot be subclassed in
+Python. A subclass of `ProcessGroup` can; but then each collective that C++ starts, as DDP's reducer does, goes through
+Python and its lock, and what torch adds to `ProcessGroup` is missing until it is added there too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+from collections.abc import Container
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import distributed_c10d
+
+from nbsync.errors import NbsyncError
+from nbsync.worker import nccl
+from nbsync.worker.groups.meeting import MeetingPoint
+from nbsync.worker.groups.models import ModelKeeper
+from nbsync.worker.groups.reserve import Reserve
+from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, shut_down
+
+c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
+
+_FIRST_SPARE_TYPE = 7  # torch names the backend types 0 to 6; the enum holds one byte
+_LAST_SPARE_TYPE = 255
+_GROUPS_PER_LIFE = 10_000
+_DEFAULT_GROUP = "0"  # the name that torch gives to the first group
+_CPU = torch.device("cpu")
+_ERRORS_ONLY = 2  # a level of torch's C++ log
+_OWN_DESCRIPTORS = 16  # that a heal may need beside one for each peer
+
+
+class GroupKeeper:
+    """Knows the sockets of every gloo backend of this process, and of its connection to the store.
+
+    Attributes:
+        was_cut: a collective was freed by force: the groups need healing before they are used again.
+    """
+
+    def __init__(self, meeting: MeetingPoint, rank: int, size: int) -> None:
+        self.was_cut = False
+        self._meeting, self._rank, self._size = meeting, rank, size
+        self._models = ModelKeeper()
+        self._reserve = Reserve(_OWN_DESCRIPTORS + size)
+        self._users_level: int | None = None
+        self._sockets: set[Socket] = set()
+        self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
+        self._spare_type = _FIRST_SPARE_TYPE
+        self._device: Any = None
+        self._lost: dict[str, tuple[int, ...]] = {}
+        self._connection: Store | None = None
+        self._life_store: Store | None = None
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        """Record the sockets of each gloo backend made from now on, also by user code."""
+        self._meeting.install()
+        self._models.install()
+        keeper = self
+        original = c10d.ProcessGroupGloo
+
+        class ProcessGroupGloo(original):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                keeper._before = open_sockets()
+                try:
+                    super().__init__(*keeper._arguments(*args), **kwargs)
+                    keeper._record()
+                finally:
+                    keeper._before = None
+
+        ProcessGroupGloo.__qualname__ = ProcessGroupGloo.__name__ = original.__name__
+        c10d.ProcessGroupGloo = ProcessGroupGloo
+
+    def _arguments(self, store: Store, *rest: Any) -> tuple[Any, ...]:
+        """A worker that joins a world later meets the others where they heal their default group."""
+        if self._life_store is None:
+            return store, *rest
+        return PrefixStore(_DEFAULT_GROUP, self._life_store), *rest
+
+    def _record(self) -> None:
+        with self._lock:
+            self._sockets |= connected_sockets() - (self._before or set())
+
+    def cut(self, with_store: bool = False) -> None:
+        """Free every collective that is blocked in this process, from any thread; the groups then need healing.
+
+        Listening sockets stay: gloo ends the process when one of them is shut down.
+
+        Args:
+            with_store: also free a wait for the store, as in a group that is being created.
+        """
+        with self._lock:
+            self.was_cut = True
+            doomed = set(self._sockets)
+            if self._before is not None:
+                doomed |= connected_sockets() - self._before
+            if with_store:
+                self._connection = None
+                self._hush(True)  # it would print its own stack trace of what is done on purpose here
+                doomed |= connected_sockets(peer_port=self._meeting.port)
+            for sock in doomed:
+                shut_down(sock)
+        nccl.abort_all()
+
+    def _hush(self, quiet: bool) -> None:
+        """Have torch's C++ log errors only, or again what the user wants it to."""
+        level = _log_level()
+        if level is not None and quiet != (self._users_level is not None):
+            self._users_level, level.value = (level.value, _ERRORS_ONLY) if quiet else (None, self._users_level or 0)
+
+    def join(self, backend: str, device: torch.device, life: int) -> None:
+        """Create the default process group from the torchrun environment.
+
+        Args:
+            life: how often the world was made whole again before: the other ranks wait in that life's namespace.
+        """
+        store = self._new_store(life)
+        if life:
+            self._models.tell(store, self._rank)
+            store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
+            self._life_store = store
+        bound = device if device.type == "cuda" and "nccl" in backend else None
+        dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._size, device_id=bound)
+        if life:
+            self._settle(life, store)
+            self._life_store = None
+
+    def heal(self, life: int) -> list[tuple[int, ...]]:
+        """Put a fresh backend under each process group of this process. All ranks must do it together.
+
+        Args:
+            life: number of the groups' new life.
+
+        Returns:
+            The ranks of each group that must be made again, since not all its members know it: a rank was started
+            afresh, or the group's creation was cut off. Each is returned once.
+
+        Raises:
+            NbsyncError: there is no backend type left to register it under.
+        """
+        with self._reserve.opened():
+            return self._heal(life)
+
+    def _heal(self, life: int) -> list[tuple[int, ...]]:
+        if self._spare_type + bool(nccl.nccl_backends()) > _LAST_SPARE_TYPE:
+            raise NbsyncError(
+                "it was healed as often as torch allows. `%nbsync restart` gives fresh workers "
+                "(fetch what you need first: `%nbsync pull NAME`)"
+            )
+        kind = dist.ProcessGroup.BackendType(self._spare_type)
+        self._spare_type += 1
+        with self._lock:
+            self._sockets.clear()
+        store = self._new_store(life)
+        known = self._known_to_all(store)
+        for pg in list(c10d._world.pg_map):
+            if _CPU not in pg._device_types or pg.group_name not in known:
+                continue
+            options = self._options(pg._get_backend(_CPU).options._timeout)
+            own = PrefixStore(pg.group_name, store)
+            pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
+        self._renew_nccl(store, known)
+        self._models.agree(store, known)
+        self._settle(life, store)
+        self.was_cut = False
+        self._hush(False)
+        mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
+        lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
+        self._lost.update(lost)
+        return list(lost.values())
+
+    def _renew_nccl(self, store: Store, known: Container[str]) -> None:
+        """The same for groups on GPUs; gloo's new backends have taken this life's type already."""
+        backends = nccl.nccl_backends()
+        if backends:
+            kind = dist.ProcessGroup.BackendType(self._spare_type)
+            self._spare_type += 1
+        for pg, backend in backends:
+            if pg.group_name in known:
+                nccl.renew(pg, backend, PrefixStore(f"{pg.group_name}/nccl", store), kind)
+
+    def _known_to_all(self, store: Store) -> dict[str, list[int]]:
+        """The names of the groups of this process that all their members know, with these."""
+        mine = {pg.group_name: list(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
+        self._models.tell(store, dist.get_rank())
+        store.set(f"groups/{dist.get_rank()}", json.dumps(sorted(mine)))
+        others = {rank: json.loads(store.get(f"groups/{rank}")) for rank in range(dist.get_world_size())}
+        return {name: ranks for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
+
+    def _settle(self, life: int, store: Store) -> None:
+        """Let all groups use the new connection to the store, and later groups have one name on all ranks.
+
+        Ranks may disagree about groups whose creation was cut off, and so about the next group's number.
+        """
+        for pg, (name, _) in list(c10d._world.pg_map.items()):
+            c10d._world.pg_map[pg] = (name, PrefixStore(pg.group_name, store))
+        c10d._world.group_count = life * _GROUPS_PER_LIFE
+
+    def _options(self, timeout: timedelta) -> Any:
+        """Backends cannot be removed from a group: one device for all, and one thread each, keep what stays small."""
+        if self._device is None:
+            interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+            make = c10d.ProcessGroupGloo.create_device
+            self._device = make(interface=interface) if interface else c10d.ProcessGroupGloo.create_default_device()
+        options = c10d.ProcessGroupGloo._Options()
+        options._devices, options._threads, options._timeout = [self._device], 1, timeout
+        return options
+
+    def _new_store(self, life: int) -> Store:
+        """The store's namespace for one life of the groups."""
+        return PrefixStore(f"nbsync/life-{life}", self._connect())
+
+    def _connect(self) -> Store:
+        """The connection to the kernel's store, made anew if it was cut."""
+        if self._connection is None:
+            self._connection = self._meeting.connect()
+        return self._connection
+
+    def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
+        """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""
+        return tuple(
+            # Not the group's own count, which is that of its first life for ever.
+            (pg.group_name, pg._get_backend(_CPU)._get_sequence_number_for_group())
+            for pg in c10d._world.pg_map
+            if _CPU in pg._device_types
+        )
+
+
+def _log_level() -> ctypes.c_int | None:
+    """The level of torch's C++ log, which TORCH_CPP_LOG_LEVEL only sets when torch is loaded."""
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so")
+    try:
+        return ctypes.c_int.in_dll(ctypes.CDLL(library), "FLAGS_caffe2_log_level")
+    except (OSError, ValueError):  # another build of torch: its warning shows, and does no harm
+        return None

@@ -1,0 +1,1 @@
+"""What other libraries need so that they work unchanged inside a worker."""
