@@ -76,6 +76,7 @@ class NotebookSink:
 
     def clear(self, wait: bool) -> None:
         self._shell.display_pub.clear_output(wait)
+        self._live_id = None  # an update of what is gone would show nothing
         if self._view is not None:
             self._view.forget()
 

@@ -13,6 +13,7 @@ from nbsync.worker.process import die_with
 def serve(fd: int, kernel_pid: int) -> NoReturn:
     """Be the fork server. `fd` is its end of the connection with the notebook."""
     die_with(kernel_pid)  # before torch is imported, which takes its time
+    os.set_inheritable(fd, False)
     from nbsync.worker import server
 
     server.start(fd)
@@ -23,6 +24,8 @@ def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kern
     die_with(kernel_pid)  # before torch is imported, which takes its time
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
+    for fd in (luggage, channel, stdout, stderr):  # not for the programs that the user's code starts
+        os.set_inheritable(fd, False)
     from nbsync.worker import main as worker
     from nbsync.worker.arrival import look_up, make_main_module, unpack_all
 

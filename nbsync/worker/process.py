@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import sys
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 
@@ -21,12 +22,16 @@ def detach_from_kernel(kernel_pid: int) -> None:
     if os.getpgrp() != os.getpid():  # else it leads a session of its own
         os.setpgid(0, 0)
     die_with(kernel_pid)
-    if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "r+") as file:  # for want of memory a rank goes before the notebook
-            file.write(str(min(1000, int(file.read()) + 500)))
+    _prefer_for_oom_kills()
     signal.set_wakeup_fd(-1)  # the kernel's event loop must not be woken by a worker's signals
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _prefer_for_oom_kills() -> None:
+    """For want of memory a rank goes before the notebook, where the system allows to say so."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+        file.write(str(min(1000, int(file.read()) + 500)))
 
 
 def die_with(parent_pid: int) -> None:

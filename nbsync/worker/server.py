@@ -151,6 +151,8 @@ def _receive_fds(sock: socket.socket, wanted: int) -> list[int]:
     _, fds, _, _ = socket.recv_fds(sock, 1, wanted)
     if len(fds) != wanted:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for fd in fds:  # what comes through a socket would be inherited by every program that the user's code starts
+        os.set_inheritable(fd, False)
     return list(fds)
 
 

@@ -313,6 +313,17 @@ def test_clear_output(live: Notebook) -> None:
     assert live.run(cell).ok().stdout == "[0-1] 3\n"
 
 
+def test_an_unfinished_line_after_clear_output(live: Notebook) -> None:
+    """What was cleared away does not keep the next unfinished line, or the same one, from being shown."""
+    outcome = live.run(
+        "%%on_rank 0\nimport sys, time\nfrom IPython.display import clear_output\n"
+        "print('before', end='', flush=True); time.sleep(1.5); clear_output(); print()\n"
+        "print('after', end='', flush=True); time.sleep(1.5); print('.')"
+    ).ok()
+    assert any("after" in bundle.get("text/plain", "") for bundle in outcome.history), outcome.history
+    assert {"text/plain": ""} in outcome.displays, "the cell has no place for it: it was an update of what is gone"
+
+
 # ---- warnings and logging ----
 
 

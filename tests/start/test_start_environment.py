@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import nbsync
 from nbsync import Session, notebook_launcher
+from nbsync.worker.server import _receive_fds
 
 CORES = len(os.sched_getaffinity(0))
 #: Where to write an error, which nbsync's workers tell over their channel; what the agent itself handles; a terminal's.
@@ -112,3 +114,16 @@ def test_numa_needs_gpus() -> None:
     """Binding near a GPU is refused where there is none."""
     with pytest.raises(nbsync.UsageError, match="they have none here"):
         Session(2, numa="node")
+
+
+def test_received_descriptors_are_not_inherited() -> None:
+    """What a fork server hands a rank is not held by the programs that the user's code starts."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(ours, [b"x"], [1, 2])
+        received = _receive_fds(theirs, 2)
+        try:
+            assert [os.get_inheritable(fd) for fd in received] == [False, False]
+        finally:
+            for fd in received:
+                os.close(fd)

@@ -252,6 +252,8 @@ class Printer:
                 self._sink.display(self._label(ranks), data, metadata, own, update)
             case ClearOutput(_, wait):
                 self._sink.clear(wait)
+                self._live = (self._live[0], [])  # what is unfinished shows anew
+                self._live_may_change = True
 
     def _show_live(self, now: float) -> None:
         shown_at, shown = self._live
