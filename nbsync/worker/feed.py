@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,8 +15,10 @@ from nbsync.protocol.messages import Bar, BarrierEvent, Progress
 MOST_BARS = 24  # in one message: more than anybody can look at
 MOST_EVENTS = 1000  # entered and left barriers in one message; of more than that the oldest are forgotten
 
-#: Looks at a bar that is still open.
-Picture = Callable[[], Bar]
+#: Looks at a bar that is still open; None where it cannot be looked at now.
+Picture = Callable[[], Bar | None]
+
+_log = logging.getLogger(__name__)
 
 
 class Feed:
@@ -45,6 +48,8 @@ class Feed:
         self._first: int | None = None  # bar of this request
         self._lock = threading.Lock()  # of those who send; never taken by the user's threads
         self._pid = os.getpid()
+        self._problem: Exception | None = None  # the first bar that could not be looked at; not logged yet
+        self._has_failed = False
 
     @property
     def is_mine(self) -> bool:
@@ -65,6 +70,9 @@ class Feed:
 
     def bar(self, number: int, look: Picture | Bar) -> None:
         """Bar `number` has moved."""
+        if self._problem is not None:  # said here: a handler of the user's must not hold up the helper thread
+            problem, self._problem = self._problem, None
+            _log.error("a progress bar is not shown: it could not be looked at", exc_info=problem)
         self._bars[number] = look
         self._call()
 
@@ -99,12 +107,24 @@ class Feed:
         moved = {number: self._bars.pop(number) for number in list(self._bars)}
         events = tuple(self._barriers.popleft() for _ in range(len(self._barriers)))
         newest = sorted(number for number, look in moved.items() if look is not None)[-MOST_BARS:]
-        bars = tuple(look if isinstance(look, Bar) else look() for look in map(moved.__getitem__, newest) if look)
+        looks = (self._look(look) for look in map(moved.__getitem__, newest) if look is not None)
+        bars = tuple(bar for bar in looks if bar is not None)
         gone = tuple(number for number, look in moved.items() if look is None and number in self._told)
         self._told = (self._told | {bar.number for bar in bars if not bar.closed}).difference(
             gone, (bar.number for bar in bars if bar.closed)
         )
         return Progress(bars, gone, self._count, events)
+
+    def _look(self, look: Picture | Bar) -> Bar | None:
+        """The bar. What fails costs this bar, not the helper thread and with it the rank."""
+        if isinstance(look, Bar):
+            return look
+        try:
+            return look()
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed, self._problem = True, error
+            return None
 
     def _call(self) -> None:
         if not self._is_waiting and self.is_mine:

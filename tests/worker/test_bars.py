@@ -357,13 +357,13 @@ from tqdm import tqdm
 import numpy as np, torch
 class Odd(float):
     pass
-for value in (float('nan'), float('inf'), np.float32(3), torch.tensor(2.0), Odd(4), 10**400):
+for value in (float('nan'), float('inf'), np.float32(3), torch.tensor(2.0), Odd(4), 10**400, True):
     b = tqdm(total=10, leave=True)
     b.n = value
     b.refresh()
     send()
 """
-    assert [bar["n"] for bar in run(code)["bars"]] == [0, 0, 3.0, 2.0, 4.0, 0]
+    assert [bar["n"] for bar in run(code)["bars"]] == [0, 0, 3.0, 2.0, 4.0, 0, 1]
 
 
 def test_a_total_that_cannot_be_a_number(run: Run) -> None:
@@ -377,3 +377,57 @@ b.total = Broken()
 b.refresh()
 """
     assert [bar["total"] for bar in run(code)["bars"]] == [None]
+
+
+def test_a_bar_that_counts_with_tensors(run: Run) -> None:
+    """The helper thread never converts or sends a tensor: the user's thread does, when tqdm draws the bar."""
+    code = """
+import pickle, threading
+from tqdm import tqdm
+import torch
+class Watched(torch.Tensor):
+    used = set()
+    @classmethod
+    def __torch_function__(cls, *args, **kwargs):
+        cls.used.add(threading.current_thread().name)
+        return super().__torch_function__(*args, **kwargs)
+def step(): return torch.tensor(3).as_subclass(Watched)
+def helper():
+    thread = threading.Thread(target=send, name='helper')
+    thread.start()
+    thread.join()
+b = tqdm(total=torch.tensor(9).as_subclass(Watched), mininterval=0)
+b.update(step())
+helper()
+b.mininterval = 1000
+b.update(step())
+feed.bar(b.nbsync_number, lambda: nbsync.worker.libraries.bars._look_later(b, b.nbsync_number))
+helper()
+b.update(step())
+b.refresh()
+helper()
+note = [sorted(Watched.used), [bar.n for m in channel.messages for bar in m.bars],
+        b'torch' in pickle.dumps(channel.messages)]
+"""
+    found = run("import nbsync.worker.libraries.bars\n" + code)
+    assert found["note"] == [["MainThread"], [3, 9], False]
+    assert found["bars"][0]["total"] == 9
+
+
+def test_a_malformed_format(run: Run) -> None:
+    """The user's thread gets tqdm's own error; a format that goes wrong later costs nothing."""
+    code = """
+from tqdm import tqdm
+note = []
+for make in (lambda: tqdm(range(3), bar_format='{l_bar'), lambda: tqdm(range(3), bar_format='{l_bar', file=sys.stdin)):
+    try: make()
+    except ValueError as error: note.append(str(error))
+b = tqdm(total=3, desc='late')
+b.bar_format = '{l_bar'
+b.update(2)
+b.refresh()
+"""
+    found = run("import io; sys.stdin = io.StringIO()\n" + code)
+    assert len(found["note"]) == 2
+    assert found["note"][0] == found["note"][1]
+    assert [(bar["name"], bar["n"]) for bar in found["bars"]] == [("late", 2)]

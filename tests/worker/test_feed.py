@@ -6,6 +6,8 @@ import threading
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from nbsync.protocol.messages import Bar, BarrierEvent, Progress
 from nbsync.worker.feed import MOST_BARS, MOST_EVENTS, Feed
 
@@ -58,6 +60,17 @@ def test_an_open_bar_is_looked_at_when_it_is_sent() -> None:
         feed.bar(0, lambda: looks.append(1) or BAR)  # type: ignore[func-returns-value]
     feed.send(sent, 5.0)
     assert (len(looks), sent.messages[0].bars) == (1, (BAR,))
+
+
+def test_a_bar_that_cannot_be_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    """It costs that bar, and is logged once, by the user's thread."""
+    feed, sent = make(0.0)
+    for _ in range(3):
+        feed.bar(0, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        feed.bar(1, replace(BAR, number=1))
+        feed.send(sent, 5.0, at_once=True)
+    assert [[bar.number for bar in message.bars] for message in sent.messages] == [[1]] * 3
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
 def test_the_helper_thread_is_woken_once() -> None:

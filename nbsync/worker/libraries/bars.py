@@ -66,11 +66,13 @@ def show_bars(feed: Feed, is_ours: Callable[[Any], bool]) -> None:
         if not hasattr(self, "nbsync_number"):
             return display(self, msg, pos)
         if self.nbsync_number is None:
+            _check_format(self.bar_format)
             self.nbsync_number = next(_numbers)
             feed.add_bar(self.nbsync_number)
         if not self.disable:
             if msg != "":  # that only makes room for text, which goes its own way here
-                feed.bar(self.nbsync_number, functools.partial(look_at, self, self.nbsync_number))
+                later = functools.partial(_look_later, self, self.nbsync_number)
+                feed.bar(self.nbsync_number, later if _counts_plainly(self) else look_at(self, self.nbsync_number))
         elif msg == "":
             feed.remove_bar(self.nbsync_number)
         else:
@@ -83,10 +85,10 @@ def show_bars(feed: Feed, is_ours: Callable[[Any], bool]) -> None:
 
 
 def look_at(bar: Any, number: int) -> Bar:
-    """The state of a bar of tqdm. It is read as it is: nothing of the user's is called by a helper thread."""
-    scale = bar.unit_scale if isinstance(bar.unit_scale, int | float) else False
-    factor = 1 if scale in (True, False) else scale
-    steps, seconds = bar._ema_dn(), bar._ema_dt()
+    """The state of a bar of tqdm, in plain numbers and text, whatever the user's code counts with."""
+    scale = _number(bar.unit_scale)
+    factor = scale or 1
+    steps, seconds = _number(bar._ema_dn()) or 0, _number(bar._ema_dt())
     started = getattr(bar, "start_t", None)  # tqdm sets it last, after the bar was shown for the first time
     total = _number(bar.total)
     return Bar(
@@ -98,7 +100,7 @@ def look_at(bar: Any, number: int) -> Bar:
         steps * factor / seconds if seconds else None,
         time.monotonic(),
         _text(bar.unit),
-        bool(scale) and factor == 1,
+        scale == 1,
         _number(bar.unit_divisor) or 1000,
         _text(bar.postfix),
         closed=bool(bar.disable),
@@ -106,17 +108,49 @@ def look_at(bar: Any, number: int) -> Bar:
     )
 
 
+def _look_later(bar: Any, number: int) -> Bar | None:
+    """As `look_at`, in the helper thread, where nothing of the user's may be called.
+
+    Returns:
+        None for a bar that counts with other things than numbers: a tensor on a GPU would be waited for there, or set
+        up CUDA. The user's thread looks at such a bar when tqdm would draw it next.
+    """
+    return look_at(bar, number) if _counts_plainly(bar) else None
+
+
+def _counts_plainly(bar: Any) -> bool:
+    averages = (getattr(average, "last", None) for average in (bar._ema_dn, bar._ema_dt))
+    return all(map(_is_plain, (bar.n, bar.total, bar.unit_scale, bar.unit_divisor, *averages)))
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return value is None or kind in (int, float, bool) or (kind.__module__ == "numpy" and hasattr(kind, "item"))
+
+
+def _check_format(form: Any) -> None:
+    """Raise what tqdm raises for a format that is malformed."""
+    if isinstance(form, str):
+        list(Formatter().parse(form))
+
+
 def _text_alone(bar: Any) -> str | None:
     """The text of a bar that its format makes a line of text."""
     form = bar.bar_format
-    if not isinstance(form, str) or not {field for _, field, _, _ in Formatter().parse(form)} <= _TEXT_FIELDS:
+    if not isinstance(form, str):
+        return None
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(form)}
+    except ValueError:  # malformed, and set only after the bar was made
+        return None
+    if not fields <= _TEXT_FIELDS:
         return None
     return form.replace("{desc}", _text(bar.desc)).replace("{postfix}", _text(bar.postfix))[:_LONGEST]
 
 
 def _number(value: Any) -> float | None:
     try:
-        number = value if isinstance(value, int) else float(value)
+        number = value if type(value) is int else float(value)
         return number if math.isfinite(number) else None
     except Exception:  # tqdm takes anything that can be added up, and what converts it is the user's: all may be raised
         return None
