@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -39,6 +40,8 @@ from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
+from nbsync.worker.control.barrier import set_notes
+from nbsync.worker.control.notes import PageNotes
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
 from nbsync.worker.failure import describe, follows_from_others
@@ -182,6 +185,7 @@ class Worker:
                 bind_near_gpu(world.local_rank, self.spec.numa)
             if self.spec.init_group:
                 self.groups.join(self.spec.backend, world.device, self.spec.life)
+                self._share_notes(self.spec.life)
             look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
             self.shell.namespace.update(
                 world=world,
@@ -247,8 +251,15 @@ class Worker:
                 return CellOutcome(), pack(wanted)
             case Heal(_, life):
                 self.watch.forget()
+                self._share_notes(life)
                 return CellOutcome(), pack(self.groups.heal(life))
         raise NbsyncError(f"unknown request {type(request).__name__}")
+
+    def _share_notes(self, life: int) -> None:
+        """Let the ranks see who is in a barrier without asking the store."""
+        if self.spec.scratch:
+            with suppress(OSError):  # e.g. a full disk: the store does it too
+                set_notes(PageNotes(os.path.join(self.spec.scratch, "barrier"), self.spec.world_size, life))
 
     def _callable(self, call: Payload | None) -> Call:
         if call is not None:

@@ -228,3 +228,15 @@ def test_a_front_end_that_goes_away(live: Notebook) -> None:
     live._client.wait_for_ready(timeout=30)
     live._cell = None
     assert live.run("%%distributed\ndone").ok().texts == ["[0-1] 'to the end'"]
+
+
+def test_barriers_with_and_without_a_timeout(live: Notebook) -> None:
+    """A rank with a timeout sees the one that waits without, and passes; and it names one that does not come."""
+    cell = (
+        "%%distributed\nimport time\nfor turn in range(30):\n"
+        "    world.wait_for_everyone('mixed', timeout=30 if rank == turn % 2 else None)\n'passed'"
+    )
+    assert live.run(cell).ok().texts[-1] == "[0-1] 'passed'"
+    late = "%%distributed\nif rank == 0:\n    world.wait_for_everyone('late', timeout=0.3)"
+    assert "rank 1 did not arrive at 'late'" in live.run(late).failed("BarrierTimeout").evalue
+    assert live.run(cell).ok().texts[-1] == "[0-1] 'passed'"

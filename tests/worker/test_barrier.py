@@ -15,6 +15,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from nbsync.errors import BarrierTimeout
 from nbsync.worker.control import barrier
+from nbsync.worker.control.notes import Notes, PageNotes, StoreNotes
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
 
@@ -174,10 +175,14 @@ class InterruptedStore(HashStore):
         return found
 
 
+def arrival_of(store: Any, rank: int, step: int) -> barrier._Arrival:
+    return barrier._Arrival(store, StoreNotes(store), rank, 2, step)
+
+
 def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
     """A rank interrupted right after its note was made, before it knows, leaves no note behind."""
     store = InterruptedStore()
-    arrival = barrier._Arrival(store, 0, 2, step=0)
+    arrival = arrival_of(store, 0, step=0)
     with pytest.raises(KeyboardInterrupt):
         arrival.enter()
     assert store.get(barrier._KEY) == b"0::0"
@@ -188,24 +193,41 @@ def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
 def test_nobody_gives_up_once_all_have_come() -> None:
     """The last arrival and a timeout cannot both win: who has seen everybody come cannot be left alone."""
     store = HashStore()
-    first, second = (barrier._Arrival(store, rank, 2, step=4) for rank in (0, 1))
+    first, second = (arrival_of(store, rank, step=4) for rank in (0, 1))
     assert first.missing() == [1]
     assert second.missing() == []
     assert not first.withdraw()
     assert first.missing() == []
     second.clear()
-    assert barrier._Arrival(store, 1, 2, step=5).missing() == [0]
+    assert arrival_of(store, 1, step=5).missing() == [0]
 
 
-def test_a_note_of_another_step_is_no_arrival() -> None:
+def notes_in(kind: str, store: Any, folder: Path, life: int = 0) -> Notes:
+    return StoreNotes(store) if kind == "store" else PageNotes(str(folder / "barrier"), 2, life)
+
+
+@pytest.mark.parametrize("kind", ["store", "page"])
+def test_a_note_of_another_step_is_no_arrival(kind: str, tmp_path: Path) -> None:
     """A rank that is just leaving the last barrier, or left it in a failure, has not come to this one."""
     store = HashStore()
-    store.set(barrier._note_key(1), "3")
+    notes = notes_in(kind, store, tmp_path)
+    notes.put(1, 3)
     store.set(barrier._KEY, barrier._Tally(3, frozenset({0, 1}), is_sealed=True).encode())
-    arrival = barrier._Arrival(store, 0, 2, step=4)
+    arrival = barrier._Arrival(store, notes, 0, 2, step=4)
     assert arrival.missing() == [1]
-    store.set(barrier._note_key(1), "4")
+    notes.put(1, 4)
+    notes.take_back(1)
+    assert arrival.missing() == [1]
+    notes.put(1, 4)
     assert arrival.missing() == []
+
+
+def test_a_note_of_an_earlier_life_is_void(tmp_path: Path) -> None:
+    """After a heal the steps begin at zero again; what was noted before says nothing of them."""
+    store = HashStore()
+    notes_in("page", store, tmp_path, life=0).put(1, 4)
+    assert notes_in("page", store, tmp_path, life=1).here([1], 4) == set()
+    assert notes_in("page", store, tmp_path, life=0).here([1], 4) == {1}
 
 
 def test_barriers_are_reported_with_the_users_line(run_ranks: Any) -> None:

@@ -1,7 +1,7 @@
 """A barrier that can say who is missing, and can be left again.
 
-A rank notes in the process group's store that it has come, before it enters the collective barrier. Without a timeout
-that is all it does: the store does not answer to a note, so nobody waits for it. A rank with a timeout stays outside
+A rank notes that it has come (see notes.py) before it enters the collective barrier. Without a timeout that is all it
+does: nobody answers to a note, so nobody waits for it. A rank with a timeout stays outside
 of the collective until all have come, and takes its note back when it gives up: so the group stays as it was, and the
 next barrier works.
 """
@@ -19,12 +19,15 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import distributed_c10d as c10d
 
 from nbsync.errors import BarrierTimeout, describe_ranks
+from nbsync.worker.control.notes import Notes, StoreNotes
 
 _KEY = "nbsync/barrier"
 _GONE = ""
 _CPU = torch.device("cpu")
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.02
+
+_notes: Notes | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class _Arrival:
     cannot both win. A tally of another step is one that a failure has left behind; it counts for nothing.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, step: int) -> None:
-        self._store, self._rank, self._size, self._step = store, rank, size, step
+    def __init__(self, store: Store, notes: Notes, rank: int, size: int, step: int) -> None:
+        self._store, self._notes = store, notes
+        self._rank, self._size, self._step = rank, size, step
 
     def enter(self) -> _Tally:
         """Note that this rank is here, if that is not noted; returns the tally."""
@@ -98,20 +102,18 @@ class _Arrival:
 
     def _noted(self, tally: _Tally) -> set[int]:
         """The ranks without a timeout that have come."""
-        others = [rank for rank in range(self._size) if rank not in tally.arrived]
-        keys = [_note_key(rank) for rank in others]
-        if not keys:
-            return set()
-        if not self._store.check(keys):  # reading what is not there would wait for it
-            for key in keys:
-                self._store.compare_set(key, _GONE, _GONE)
-        here = str(self._step).encode()
-        return {rank for rank, note in zip(others, self._store.multi_get(keys), strict=True) if note == here}
+        return self._notes.here([rank for rank in range(self._size) if rank not in tally.arrived], self._step)
 
     def _swap(self, expected: _Tally | None, wanted: _Tally | None) -> _Tally | None:
         """Put `wanted` in the place of `expected`, None for nothing; returns what the store then holds."""
         before, after = (_GONE if tally is None else tally.encode() for tally in (expected, wanted))
         return _Tally.decode(self._store.compare_set(_KEY, before, after))
+
+
+def set_notes(notes: Notes | None) -> None:
+    """Leave notes there; None for the process group's store."""
+    global _notes
+    _notes = notes
 
 
 def wait_at_barrier(name: str, timeout: float | None, device_ids: list[int] | None) -> None:
@@ -126,10 +128,11 @@ def wait_at_barrier(name: str, timeout: float | None, device_ids: list[int] | No
         BarrierTimeout: some ranks did not come in time. The process group is unharmed.
     """
     store, rank, step = c10d._get_default_store(), dist.get_rank(), _step()
+    notes = StoreNotes(store) if _notes is None else _notes
     if timeout is None:
-        _enter_for_good(store, _note_key(rank), step, device_ids)
+        _enter_for_good(notes, rank, step, device_ids)
         return
-    arrival = _Arrival(store, rank, dist.get_world_size(), step)
+    arrival = _Arrival(store, notes, rank, dist.get_world_size(), step)
     try:
         _wait_for_arrivals(arrival, name, timeout)
         dist.barrier(device_ids=device_ids)
@@ -140,14 +143,14 @@ def wait_at_barrier(name: str, timeout: float | None, device_ids: list[int] | No
     arrival.clear()
 
 
-def _enter_for_good(store: Store, key: str, step: int, device_ids: list[int] | None) -> None:
+def _enter_for_good(notes: Notes, rank: int, step: int, device_ids: list[int] | None) -> None:
     """Without a timeout: the note of this step means nothing in later ones, and so is only taken back in a failure."""
     try:
-        store.set(key, str(step))
+        notes.put(rank, step)
         dist.barrier(device_ids=device_ids)
     except BaseException:
         with suppress(dist.DistError):  # without a store there is nobody left who could see the note
-            store.set(key, _GONE)
+            notes.take_back(rank)
         raise
 
 
@@ -157,10 +160,6 @@ def _step() -> int:
     devices = group._device_types
     backend = group._get_backend(_CPU if _CPU in devices else devices[0])
     return int(backend._get_sequence_number_for_group())  # the group itself counts its first life's only
-
-
-def _note_key(rank: int) -> str:
-    return f"{_KEY}/{rank}"
 
 
 def _wait_for_arrivals(arrival: _Arrival, name: str, timeout: float) -> None:

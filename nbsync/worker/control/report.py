@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Protocol
 
 from nbsync.worker.places import describe_line, is_users
@@ -34,6 +34,7 @@ class _Silent:
 
 _reporter: Reporter = _Silent()
 _names: list[str] = []
+_last_site: tuple[CodeType | None, int, str] = (None, 0, "")
 
 
 def reporter() -> Reporter:
@@ -49,10 +50,17 @@ def set_reporter(new: Reporter | None) -> None:
 
 def call_site() -> str:
     """The innermost line of the user's code that led here, e.g. `Cell In[3], line 2`."""
+    global _last_site
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_users(frame.f_code):
         frame = frame.f_back
-    return describe_line(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
+    if frame is None:
+        return ""
+    code, line, site = _last_site  # a barrier in a loop is called from the same line each time
+    if frame.f_code is not code or frame.f_lineno != line:
+        site = describe_line(frame.f_code.co_filename, frame.f_lineno)
+        _last_site = (frame.f_code, frame.f_lineno, site)
+    return site
 
 
 @contextmanager
