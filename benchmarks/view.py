@@ -17,6 +17,7 @@ from typing import Any
 from kernels import Kernel
 from report import Check, Row, at_most_times
 
+from nbsync.kernel.output.sink import Controls
 from nbsync.kernel.state import Snapshot, WorldState
 from nbsync.kernel.view.live import LiveView
 from nbsync.notebook.view.cell import CellView
@@ -114,12 +115,13 @@ class _Show:
     def __init__(self, size: int, seed: int) -> None:
         self._crowd, self._state = Crowd(size, seed), WorldState("nccl")
         self._size, self._bytes = size, list[int]()
-        self._cell = CellView(self)
+        self._controls = Controls(lambda: None, lambda: "")
+        self._cell = CellView(self, self._controls)
 
     def run(self) -> tuple[float, list[int]]:
         """Processor seconds in a second, and the size of each message."""
         self._crowd.enter(self._state, 0.0)
-        live = LiveView(self, self._look, 0.0, clock=time.process_time)  # type: ignore[arg-type]
+        live = LiveView(self, self._look, self._controls, 0.0, clock=time.process_time)  # type: ignore[arg-type]
         ours, theirs = socket.socketpair()
         near, far = Channel(ours), Channel(theirs)
         spent = 0.0
@@ -142,7 +144,7 @@ class _Show:
         """As IPython's publisher: a message is JSON."""
         self._bytes.append(len(json.dumps(data, ensure_ascii=False).encode()))
 
-    def view(self, snapshot: Snapshot, final: bool) -> None:
+    def view(self, snapshot: Snapshot, final: bool, controls: Controls) -> None:
         """As a sink."""
         self._cell.draw(snapshot, final)
 

@@ -16,7 +16,7 @@ from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
 from nbsync.kernel.output.logs import Logs
 from nbsync.kernel.output.printer import Printer
-from nbsync.kernel.output.sink import Sink
+from nbsync.kernel.output.sink import Controls, Sink
 from nbsync.kernel.run import Conductor, Run
 from nbsync.kernel.scratch import Scratch, sweep
 from nbsync.kernel.sigint import sigint_later, sigint_to
@@ -24,6 +24,7 @@ from nbsync.kernel.start.plan import Plan, make_spec
 from nbsync.kernel.start.rendezvous import Rendezvous
 from nbsync.kernel.start.startup import NotAlive, Startup
 from nbsync.kernel.state import Phase
+from nbsync.kernel.supervision.glance import describe_stacks
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.messages import Begin, Request, RunCell, Stop, Work
@@ -228,4 +229,5 @@ class Fleet:
             return NoView()
         title = f"Cell In[{request.execution_count}]" if isinstance(request, RunCell) else note.removeprefix("runs ")
         began = time.monotonic()
-        return LiveView(sink, partial(self.traffic.look, run, title, began), began)
+        controls = Controls(run.interrupt, partial(describe_stacks, self, run.ranks))
+        return LiveView(sink, partial(self.traffic.look, run, title, began), controls, began)

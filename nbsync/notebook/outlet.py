@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython import get_ipython
 
 from nbsync.kernel.aftermath import leave_notes_beside
-from nbsync.kernel.output.sink import Stream, set_front_end
+from nbsync.kernel.output.sink import Controls, Stream, set_front_end
 from nbsync.kernel.view.terminal import TerminalView
 from nbsync.notebook.view.mode import mode
 
@@ -41,14 +41,14 @@ class NotebookSink:
     def shows_bars(self) -> bool:
         return mode() != "off"
 
-    def view(self, snapshot: Snapshot, final: bool) -> None:
+    def view(self, snapshot: Snapshot, final: bool, controls: Controls) -> None:
         if not self.is_limited:
             self._terminal.draw(snapshot, final)
             return
         if self._view is None:
             from nbsync.notebook.view.cell import CellView
 
-            self._view = CellView(self._shell.display_pub)
+            self._view = CellView(self._shell.display_pub, controls)
         self._view.draw(snapshot, final)
 
     def text(self, stream: Stream, text: str) -> None:

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from nbsync.kernel.output.sink import Controls
 from nbsync.kernel.state import Snapshot, WorldState
 from nbsync.kernel.view.live import EVERY, FIRST, FIRST_BEFORE_TEXT, SHARE, LiveView
 from nbsync.protocol.messages import Bar, Progress
 
+CONTROLS = Controls(lambda: None, lambda: "")
 BAR = Bar(0, "b", 1, 10, 0.1, 10.0, 0.0)
 
 
@@ -24,12 +26,12 @@ class Clocked:
         for rank in (0, 1):
             self.state.started(rank, 10 + rank, self.now)
             self.state.busy(rank, "", self.now)
-        self.live = LiveView(self, self.look, self.now, clock=lambda: self.spent)  # type: ignore[arg-type]
+        self.live = LiveView(self, self.look, CONTROLS, self.now, clock=lambda: self.spent)  # type: ignore[arg-type]
 
     def look(self, now: float) -> Snapshot:
         return self.state.snapshot(now, "Cell In[1]", (0,), 100.0)
 
-    def view(self, snapshot: Snapshot, final: bool) -> None:
+    def view(self, snapshot: Snapshot, final: bool, controls: Controls) -> None:
         self.drawn.append((round(snapshot.now - 100, 6), final))
         self.spent += self.cost
 
@@ -117,7 +119,7 @@ def test_a_sink_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     clocked = Clocked()
     clocked.run(0.6)
 
-    def broken(snapshot: Snapshot, final: bool) -> None:
+    def broken(snapshot: Snapshot, final: bool, controls: Controls) -> None:
         clocked.spent += 1
         raise RuntimeError("the front end is gone")
 

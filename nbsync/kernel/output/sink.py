@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbsync.kernel.view.terminal import TerminalView
@@ -12,6 +13,19 @@ if TYPE_CHECKING:
     from nbsync.kernel.state import Snapshot
 
 Stream = Literal["stdout", "stderr"]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What may be done with one run from its view, from any thread.
+
+    Attributes:
+        interrupt: interrupts it, and no other.
+        stack: the Python stack of each of its ranks.
+    """
+
+    interrupt: Callable[[], object]
+    stack: Callable[[], str]
 
 
 class Sink(Protocol):
@@ -42,7 +56,7 @@ class Sink(Protocol):
         """Whether `view` shows progress bars. They are the ranks' text where it does not."""
         ...
 
-    def view(self, snapshot: Snapshot, final: bool) -> None:
+    def view(self, snapshot: Snapshot, final: bool, controls: Controls) -> None:
         """The state of the world during a run, replacing the earlier one; the last time with `final`."""
         ...
 
@@ -73,7 +87,7 @@ class TextSink:
     def clear(self, wait: bool) -> None:
         pass
 
-    def view(self, snapshot: Snapshot, final: bool) -> None:
+    def view(self, snapshot: Snapshot, final: bool, controls: Controls) -> None:
         self._view.draw(snapshot, final)
 
     def live(self, lines: Sequence[str]) -> None:

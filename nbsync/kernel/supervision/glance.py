@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from nbsync.errors import describe_ranks
-from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
 from nbsync.protocol.messages import Where
 from nbsync.protocol.spec import STACK_SIGNAL
+
+if TYPE_CHECKING:
+    from nbsync.kernel.fleet import Fleet
 
 
 def describe_world(fleet: Fleet) -> str:

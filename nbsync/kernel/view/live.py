@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from nbsync.kernel.output.sink import Sink
+from nbsync.kernel.output.sink import Controls, Sink
 from nbsync.kernel.state import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ class LiveView:
     Args:
         sink: what shows it.
         look: the state of the world at a time.
+        controls: act on the run.
         now: the start of the run; times are given in.
         clock: measures what drawing costs.
     """
@@ -31,10 +32,11 @@ class LiveView:
         self,
         sink: Sink,
         look: Callable[[float], Snapshot],
+        controls: Controls,
         now: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._sink, self._look, self._clock = sink, look, clock
+        self._sink, self._look, self._controls, self._clock = sink, look, controls, clock
         self._began = now
         self._is_shown = self._is_broken = False
         self._next = now + EVERY
@@ -74,7 +76,7 @@ class LiveView:
         if self._is_broken:
             return
         try:
-            self._sink.view(snapshot, final)
+            self._sink.view(snapshot, final, self._controls)
         except Exception:
             self._is_broken = True
             _log.exception("the live view is turned off for this run: it could not be drawn")

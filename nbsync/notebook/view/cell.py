@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from nbsync.kernel.output.sink import Controls
 from nbsync.kernel.state import Snapshot
 from nbsync.kernel.view.barlines import lines_of
 from nbsync.notebook.view.mode import mode
@@ -27,10 +28,11 @@ class CellView:
 
     Args:
         publisher: IPython's, which puts displays into the cell.
+        controls: act on the run.
     """
 
-    def __init__(self, publisher: Any) -> None:
-        self._publisher = publisher
+    def __init__(self, publisher: Any, controls: Controls) -> None:
+        self._publisher, self._controls = publisher, controls
         self._display_id: str | None = None
         self._panel: Panel | None = None
         self._room = "" if _probe.is_silent else _ROOM_FOR_BUTTONS
@@ -46,7 +48,7 @@ class CellView:
             return
         _probe.ask()
         if self._panel is None and _probe.is_proven:
-            self._panel = _panel()
+            self._panel = Panel(self._controls)
         if self._panel is not None:
             self._panel.show(html)
             self._publish(html, _text(snapshot), self._panel.bundle)
@@ -75,13 +77,3 @@ class CellView:
 
 def _text(snapshot: Snapshot) -> str:
     return "\n".join([f"{len(snapshot.ranks)} ranks, {overall(snapshot)}", *lines_of(snapshot)])
-
-
-def _panel() -> Panel:
-    from nbsync.kernel.current import open_sessions
-
-    def interrupt() -> None:
-        for session in open_sessions():
-            session.interrupt()
-
-    return Panel(interrupt, lambda: "\n".join(session.stack() for session in open_sessions()))

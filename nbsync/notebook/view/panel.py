@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from nbsync.kernel.output.sink import Controls
 from nbsync.notebook.view.subshell import hear_in_subshell
 
 _HINT = "also: Jupyter's own stop button"
@@ -15,22 +15,21 @@ class Panel:
     """One widget for one run.
 
     Args:
-        interrupt: interrupts the run.
-        stack: the Python stack of every rank.
+        controls: what the buttons do.
     """
 
-    def __init__(self, interrupt: Callable[[], object], stack: Callable[[], str]) -> None:
+    def __init__(self, controls: Controls) -> None:
         import ipywidgets
 
-        self._interrupt, self._stack = interrupt, stack
+        self._controls = controls
         self._body, self._below = ipywidgets.HTML(), ipywidgets.HTML()
         stop = ipywidgets.Button(description="Interrupt", icon="stop", tooltip=_HINT)
         look = ipywidgets.Button(description="Stack", icon="search", tooltip="Where every rank is")
         stop.on_click(self._on_interrupt)
         look.on_click(self._on_stack)
         buttons = ipywidgets.HBox([stop, look])
-        self._all = [self._body, buttons, self._below, stop, look]
         self._box = ipywidgets.VBox([self._body, buttons, self._below])
+        self._all = [self._box, self._body, buttons, self._below, stop, look]
         hear_in_subshell(stop, look)
 
     @property
@@ -45,13 +44,13 @@ class Panel:
 
     def close(self) -> None:
         """Take the widget away."""
-        self._box.close()
         for widget in self._all:
-            widget.layout.close()
-            widget.close()
+            for part in (widget.layout, getattr(widget, "style", None), widget):
+                if part is not None:
+                    part.close()
 
     def _on_interrupt(self, button: Any) -> None:
-        self._interrupt()
+        self._controls.interrupt()
 
     def _on_stack(self, button: Any) -> None:
-        self._below.value = f"<pre>{escape(self._stack())}</pre>"
+        self._below.value = f"<pre>{escape(self._controls.stack())}</pre>"
