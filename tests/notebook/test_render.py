@@ -14,7 +14,7 @@ from events import HOSTILE, snapshots
 from hypothesis import given, settings
 
 from nbsync.kernel.state import Snapshot, WorldState
-from nbsync.notebook.view.render import MOST_BARS, MOST_FOLDED, MOST_NOTABLE, render
+from nbsync.notebook.view.render import MOST_BARS, MOST_FOLDED, MOST_NOTABLE, render, room_called_out
 from nbsync.notebook.view.safe import LONGEST, safe
 from nbsync.notebook.view.standing import SIGNS, WORDS
 from nbsync.protocol.messages import Bar, BarrierEvent, Done, Failure, Memory, Progress, Where
@@ -362,3 +362,15 @@ def test_bars_that_are_over_make_way() -> None:
             assert render(look(state)).count("min 62%") + Page(render(look(state))).text.count("ranks 0-1") <= 1
     names = [str(bar["aria-label"]) for bar in Page(render(look(state), final=True)).bars]
     assert len([name for name in names if "ranks 0-1" in name]) == MOST_FOLDED
+
+
+def test_ranks_that_are_called_out_keep_their_room() -> None:
+    """When a rank is called out no more, what is below stays where it is; the end needs no room."""
+    state, snapshot = crowd(64)
+    before = room_called_out(snapshot, compact=False)
+    state.exited(5, "killed by SIGKILL", 5.4)
+    room = room_called_out(state.snapshot(5.5, "Cell In[1]", range(64), 0.001), compact=False)
+    assert room > before
+    assert f"min-height:{room}px" in render(snapshot, room=room)
+    assert f"min-height:{room}px" not in render(snapshot, room=room, final=True)
+    assert room_called_out(crowd(16)[1], compact=False) == 0

@@ -16,7 +16,7 @@ from nbsync.kernel.view.barlines import lines_of
 from nbsync.notebook.view.mode import mode
 from nbsync.notebook.view.panel import Panel
 from nbsync.notebook.view.probe import WidgetProbe
-from nbsync.notebook.view.render import render
+from nbsync.notebook.view.render import render, room_called_out
 from nbsync.notebook.view.standing import is_worth_keeping, overall
 
 _probe = WidgetProbe()
@@ -35,6 +35,7 @@ class CellView:
         self._publisher, self._controls = publisher, controls
         self._display_id: str | None = None
         self._panel: Panel | None = None
+        self._called_out = 0  # the most pixels so far: what is below is not to jump
         self._room = "" if _probe.is_silent else _ROOM_FOR_BUTTONS
 
     def draw(self, snapshot: Snapshot, final: bool) -> None:
@@ -42,7 +43,9 @@ class CellView:
         if final:
             self._finish(snapshot)
             return
-        html = render(snapshot, compact=mode() == "compact")
+        compact = mode() == "compact"
+        self._called_out = max(self._called_out, room_called_out(snapshot, compact=compact))
+        html = render(snapshot, compact=compact, room=self._called_out)
         if self._panel is not None and self._display_id is not None:
             self._panel.show(html)
             return

@@ -23,29 +23,38 @@ MOST_FOLDED = 6
 MOST_NOTABLE = 8
 MOST_WAITING = 3
 _LINE = 18  # pixels
+_MARGINS = 4  # of a table
 
 
-def render(snapshot: Snapshot, *, compact: bool = False, final: bool = False) -> str:
+def render(snapshot: Snapshot, *, compact: bool = False, final: bool = False, room: int = 0) -> str:
     """The view of a run as HTML.
 
     Args:
         compact: only what the ranks have in common, and those that stand out. So it is above 16 ranks, with a grid
             of all of them.
         final: the run is over: nothing needs to keep its room.
+        room: pixels for the ranks that are called out, which come and go: the most that `room_called_out` gave so far.
     """
     many = len(snapshot.ranks) > MOST_RANKS
     parts = [_head(snapshot), _folded(snapshot, final)]
     if many:
         parts.append(_grid(snapshot))
     if many or compact:
-        notable = _notable(snapshot)
-        parts.append(_table(notable[:MOST_NOTABLE], snapshot, final))
-        parts += _more(len(notable) - MOST_NOTABLE, "ranks")
+        parts.append(_called_out(snapshot, final, room))
     else:
         parts.append(_table(snapshot.ranks, snapshot, final))
     parts += _barriers(snapshot, final)
     label = f"{len(snapshot.ranks)} ranks, {overall(snapshot)}"
     return f'{STYLE}<div class="nbsync" role="group" aria-label="{label}">{"".join(parts)}</div>'
+
+
+def room_called_out(snapshot: Snapshot, *, compact: bool) -> int:
+    """How many pixels the ranks take that are called out now."""
+    if not compact and len(snapshot.ranks) <= MOST_RANKS:
+        return 0
+    notable = _notable(snapshot)
+    lines = sum(1 + _slots(state) for state in notable[:MOST_NOTABLE]) + (len(notable) > MOST_NOTABLE)
+    return _LINE * lines + _MARGINS * bool(notable)
 
 
 def _head(snapshot: Snapshot) -> str:
@@ -86,6 +95,12 @@ def _notable(snapshot: Snapshot) -> list[RankState]:
     return found + [state for state in snapshot.ranks if state.rank in slowest and state not in found]
 
 
+def _called_out(snapshot: Snapshot, final: bool, room: int) -> str:
+    notable = _notable(snapshot)
+    rows = _table(notable[:MOST_NOTABLE], snapshot, final) + "".join(_more(len(notable) - MOST_NOTABLE, "ranks"))
+    return rows if final or not room else f'<div style="min-height:{room}px">{rows}</div>'
+
+
 def _table(states: Iterable[RankState], snapshot: Snapshot, final: bool) -> str:
     rows = "".join(_rows(state, snapshot, final) for state in states)
     return f"<table>{rows}</table>" if rows else ""
@@ -98,8 +113,7 @@ def _rows(state: RankState, snapshot: Snapshot, final: bool) -> str:
     hidden = state.hidden + len(state.bars) - len(shown)
     if hidden:
         bars += f'<div class="b q">and {hidden:,} more bars</div>'
-    most = min(state.slots, MOST_BARS) + (state.slots > MOST_BARS)
-    room = 0 if final else _LINE * most  # so that what is below does not jump
+    room = 0 if final else _LINE * _slots(state)  # so that what is below does not jump
     below = f'<tr><td class="r"></td><td colspan="4"><div style="min-height:{room}px">{bars}</div></td></tr>'
     cells = (
         f'<th class="r" scope="row">rank {state.rank}</th><td class="s {word}">{SIGNS[word]} {word}</td>'
@@ -107,6 +121,11 @@ def _rows(state: RankState, snapshot: Snapshot, final: bool) -> str:
         f'<td class="{word if word in ("failed", "dead") else ""}">{safe(activity(state, snapshot))}</td>'
     )
     return f"<tr>{cells}</tr>" + (below if bars or room else "")
+
+
+def _slots(state: RankState) -> int:
+    """The lines for the bars of a rank."""
+    return min(state.slots, MOST_BARS) + (state.slots > MOST_BARS)
 
 
 def _newest(bars: tuple[Bar, ...]) -> list[Bar]:
