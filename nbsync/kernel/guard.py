@@ -6,12 +6,16 @@ The guard holds no memory of the notebook: it is a shell that waits for the end 
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
+
+_log = logging.getLogger(__name__)
 
 # A process may still make a file in the moment in which it is killed: so the folder is removed again if need be.
 _SCRIPT = """
@@ -23,7 +27,7 @@ rm -rf -- "$1" || { sleep 0.1; rm -rf -- "$1"; }
 
 
 class Guard:
-    """Watches over process groups and a folder until it is dismissed.
+    """Watches over process groups and a folder until it is dismissed. When its process was killed, another follows.
 
     Args:
         folder: is removed when the kernel is gone.
@@ -34,32 +38,61 @@ class Guard:
     """
 
     def __init__(self, folder: Path, note: Path | None = None) -> None:
-        shell_end, self._input = os.pipe()
+        self._arguments = (str(folder), str(note or ""))
+        self._lock = threading.Lock()
+        self._input = -1
+        self._shell = self._start()
+
+    def watch(self, groups: Iterable[int]) -> None:
+        """From now on these, and only these, process groups end with the kernel. After the dismissal, nothing."""
+        line = " ".join(f"-{group}" for group in groups).encode() + b"\n"
+        with self._lock:
+            if self._input < 0:
+                return
+            try:
+                os.write(self._input, line)
+            except BrokenPipeError:
+                self._end()
+                self._follow(line)
+
+    def dismiss(self) -> None:
+        """Nothing is left to be watched. Idempotent.
+
+        Killed before its input ends: the groups' numbers may belong to others by now.
+        """
+        with self._lock:
+            if self._input >= 0:
+                self._end()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        shell_end, ours = os.pipe()
         try:
-            self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", _SCRIPT, "nbsync-guard", str(folder), str(note or "")],
+            shell = subprocess.Popen(
+                ["/bin/sh", "-c", _SCRIPT, "nbsync-guard", *self._arguments],
                 stdin=shell_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
         except OSError:
-            os.close(self._input)
+            os.close(ours)
             raise
         finally:
             os.close(shell_end)
-        keep_in_kernel(self._input)
+        keep_in_kernel(ours)
+        self._input = ours
+        return shell
 
-    def watch(self, groups: Iterable[int]) -> None:
-        """From now on these, and only these, process groups end with the kernel."""
-        line = " ".join(f"-{group}" for group in groups)
-        os.write(self._input, line.encode() + b"\n")
-
-    def dismiss(self) -> None:
-        """Nothing is left to be watched.
-
-        Killed before its input ends: the groups' numbers may belong to others by now.
-        """
+    def _end(self) -> None:
         self._shell.kill()
         self._shell.wait()
         close_kernel_only(self._input)
+        self._input = -1
+
+    def _follow(self, line: bytes) -> None:
+        """Start another process in place of the one that was killed."""
+        try:
+            self._shell = self._start()
+            os.write(self._input, line)
+        except OSError as error:  # said once: without an input `watch` does nothing
+            _log.warning("if this kernel is killed, processes that the workers started may be left: %s", error)

@@ -10,6 +10,7 @@ import atexit
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,7 +23,8 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 
 _log = logging.getLogger(__name__)
 
-_PREFIX = "nbsync-"
+_NAME = re.compile(r"nbsync-[0-9a-f]{16}")
+_MARK = ".nbsync-session"  # a file in it: a folder without it is not ours, whatever its name
 _MOST_LEFT = 5  # folders that outlive their sessions
 _SETTLED = 60.0  # seconds after which a folder without a lock is nobody's: its owner locks it right after making it
 
@@ -34,7 +36,7 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(4)}")
+        self.path = Path(tempfile.gettempdir(), f"nbsync-{secrets.token_hex(8)}")
         self._lock = -1
 
     def make(self) -> None:
@@ -48,6 +50,7 @@ class Scratch:
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         keep_in_kernel(self._lock)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        Path(self.path, _MARK).touch()
 
     @property
     def is_made(self) -> bool:
@@ -85,11 +88,12 @@ os.register_at_fork(after_in_child=_left.clear)  # they are the kernel's
 def sweep() -> None:
     """Remove the folders of kernels that are gone, and that nobody else has removed: once in this process."""
     with os.scandir(tempfile.gettempdir()) as entries:
-        mine = [entry.path for entry in entries if entry.name.startswith(_PREFIX) and _is_settled(entry)]
+        mine = [entry.path for entry in entries if _NAME.fullmatch(entry.name) and _is_settled(entry)]
     for path in mine:
         with suppress(OSError):  # gone meanwhile, or no folder of ours
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                os.stat(_MARK, dir_fd=fd, follow_symlinks=False)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(Path(path))
             finally:

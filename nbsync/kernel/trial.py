@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from nbsync.errors import Interrupted, TransferError
+from nbsync.kernel.reaping import kill_and_reap
 from nbsync.kernel.sigint import sigint_later
 from nbsync.kernel.start.forker import fork, run_in_forker
 from nbsync.kernel.supervision.verdict import describe_exit
@@ -54,34 +55,33 @@ def _try_out(payload: Payload, common: Common, first: str, notify: Callable[[str
         first: the first unfamiliar thing in it.
     """
     said = bytearray()
-    out, into = os.pipe()
-    pid = 0
+    ends: list[int] = []
+    pid = status = 0
     try:
         with sigint_later():  # no child may be started and forgotten
-            pid = run_in_forker(lambda: fork(partial(_be_trial, payload, common, out, into)))
-        os.close(into)
-        into = -1
-        _listen(out, said, notify)
-    except OSError:  # no process can be made: then without
-        return
+            pid = _start(payload, common, ends)
+        if not pid:
+            return
+        os.close(ends.pop())
+        _listen(ends[0], said, notify)
     except KeyboardInterrupt:
         raise Interrupted([f"while a value was unpickled, in {_last(said) or first}"]) from None
     finally:
-        status = _end(pid)
-        for fd in (out, into):
-            if fd >= 0:
-                os.close(fd)
+        if pid:
+            status = kill_and_reap(pid)
+        for fd in ends:
+            os.close(fd)
     if not said.endswith(_END):
         raise TransferError(_describe(payload, common, _last(said) or first, _count(said), status))
 
 
-def _end(pid: int) -> int:
-    """End the trial, if it has not ended. Returns how it did."""
-    if not pid:
+def _start(payload: Payload, common: Common, ends: list[int]) -> int:
+    """Fork the trial; its pipe goes into `ends`. Returns its process id, 0 when no process can be made."""
+    try:
+        ends += os.pipe()
+        return int(run_in_forker(lambda: fork(partial(_be_trial, payload, common, *ends))))
+    except OSError:  # then without a trial
         return 0
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
 
 
 def _describe(payload: Payload, common: Common, name: str, number: int, status: int) -> str:

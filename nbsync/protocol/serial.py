@@ -40,7 +40,7 @@ class Common:
         return cls(
             {
                 name: value
-                for name, value in namespace.items()
+                for name, value in dict(namespace).items()  # a copy: the user's threads go on
                 if isinstance(value, type | types.FunctionType)
                 and value.__module__ == "__main__"
                 and value.__qualname__ == name

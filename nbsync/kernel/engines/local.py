@@ -13,6 +13,7 @@ from nbsync.kernel.engines.fresh import spawn_all
 from nbsync.kernel.engines.served import serve_all
 from nbsync.kernel.engines.wires import Wires, refused
 from nbsync.kernel.output.sink import make_sink, tell
+from nbsync.kernel.reaping import kill_and_reap
 from nbsync.kernel.start.forker import run_in_forker
 from nbsync.kernel.start.luggage import pack_notebook
 from nbsync.kernel.start.methods import choose_method
@@ -44,7 +45,10 @@ class LocalEngine:
         self.method = choice.method
         self._drop_luggage()
         if self.method != "fork":
-            self._luggage = pack_notebook(specs, inherited, common)
+            try:
+                self._luggage = pack_notebook(specs, inherited, common)
+            except OSError as error:  # no room in shared memory, no descriptor, the working directory was removed
+                raise StartError(f"the notebook could not be packed for the workers: {error}") from error
 
     def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
         """Start one worker for each spec, all or none. See `Engine.start`."""
@@ -94,8 +98,7 @@ class LocalEngine:
 
     def _undo(self, wires: Sequence[Wires], started: Sequence[Process]) -> None:
         for process in started:
-            process.kill()
-            os.waitpid(process.pid, 0)
+            kill_and_reap(process.pid)
             process.release()
         for wire in wires:
             wire.close_kernel_ends()

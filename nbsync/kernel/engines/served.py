@@ -5,18 +5,18 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import signal
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from nbsync.errors import StartError
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.fresh import run_interpreter
 from nbsync.kernel.engines.wires import Wires, refused
+from nbsync.kernel.reaping import kill_and_reap
 from nbsync.kernel.start.forker import run_in_forker
 from nbsync.protocol.forking import APART, COUNT, Answer, receive
 from nbsync.protocol.spec import WorkerSpec
@@ -72,8 +72,7 @@ class ForkServer:
                 started.append(wire.process(spec.rank, pid))
         except OSError:  # the one that failed has been ended
             for pid in pids[len(started) + 1 :]:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                kill_and_reap(pid)
             raise
 
     def _request(self, wires: Sequence[Wires], luggage: int, flags: int) -> Answer:
@@ -110,9 +109,7 @@ class ForkServer:
     def close(self) -> None:
         """End it. The workers that it has forked live on. Idempotent."""
         if self.is_alive:
-            os.kill(self._pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
+            kill_and_reap(self._pid)
             self._has_ended = True
         if not self._said.closed:
             self._said.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from nbsync.errors import StartError, describe_ranks
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
+from nbsync.kernel.reaping import kill_and_reap
 from nbsync.protocol.spec import WorkerSpec
 
 
@@ -40,8 +40,7 @@ class Wires:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            kill_and_reap(pid)
             raise
         return Process(rank, pid, self.kernel_socket, self.stdout[0], self.stderr[0], pidfd)
 

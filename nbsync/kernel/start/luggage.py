@@ -60,7 +60,7 @@ def notebook_variables() -> dict[str, Any]:
     hidden = getattr(_shell(), "user_ns_hidden", {})
     return {
         name: value
-        for name, value in vars(sys.modules["__main__"]).items()
+        for name, value in dict(vars(sys.modules["__main__"])).items()  # a copy: the user's threads go on
         if not _NOT_USERS.fullmatch(name) and not (name in hidden and hidden[name] is value)
     }
 

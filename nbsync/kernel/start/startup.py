@@ -117,7 +117,7 @@ class Startup:
             self._still.clear()
         for rank in missing:
             pulse = _pulse(self._traffic.process(rank).pid)
-            if self._still.get(rank, ("", 0.0))[0] != pulse:
+            if rank not in self._still or self._still[rank][0] != pulse:
                 self._still[rank] = (pulse, now)
         hung = [
             rank
