@@ -37,7 +37,8 @@ class Dispatch:
         self._active: dict[int, Run] = {}
         self._between: list[tuple[int, str, Any]] = []  # output that came while no run was there to show it
         self._lock = threading.Lock()
-        self._glances: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
+        self._elders: dict[int, int] = {}  # bytes in `_between` that came from a rank's earlier process
+        self._glances: dict[int, queue.SimpleQueue[tuple[int, Where]]] = {}  # by ticket, of those who wait
         self._glance = 0
         self._runs = 0
 
@@ -48,12 +49,14 @@ class Dispatch:
         with self._lock:
             self._processes[process.rank] = process
             self._active[process.rank] = start
+            self._elders[process.rank] = sum(len(what) for rank, _, what in self._between if rank == process.rank)
             self.state.started(process.rank, process.pid, time.monotonic())
         hub().attach(process, self._route)
 
-    def process(self, rank: int) -> Process:
-        """The process of `rank`, also when it has ended."""
-        return self._processes[rank]
+    def pid(self, rank: int) -> int | None:
+        """The process id of `rank`, also when it has ended; None when the workers were ended."""
+        process = self._processes.get(rank)
+        return None if process is None else process.pid
 
     def processes(self, ranks: Sequence[int] | None = None) -> list[Process]:
         """The processes of `ranks`, or all, that there are."""
@@ -69,6 +72,7 @@ class Dispatch:
             self._processes.clear()
             self._active.clear()
             self._between.clear()
+            self._elders.clear()
 
     # ---- runs ----
 
@@ -97,7 +101,9 @@ class Dispatch:
     def close(self, run: Run) -> None:
         """`run` is over for whoever waited: ranks that have answered are idle, the others answer to nobody."""
         with self._lock:
-            for rank, what in run.drain():
+            left = run.drain()
+            self._between[:0] = [item for item in left if _is_text(item)]  # the next run shows it
+            for rank, _, what in left:
                 if isinstance(what, Done):
                     run.done[rank] = what
                 elif isinstance(what, Exited):
@@ -110,8 +116,13 @@ class Dispatch:
                 self.needs_heal = True
 
     def up(self, rank: int, start: Run) -> None:
-        """`rank` has started up."""
+        """`rank` has started up: what it says from now on, and what nobody took in yet, is for the next run."""
         with self._lock:
+            for item in start.drain():
+                if item[0] == rank and _is_text(item):
+                    self._between.append(item)
+                else:
+                    start.inbox.put(item)
             self._release(rank, start)
 
     def keep(self, item: tuple[int, str, Any]) -> None:
@@ -130,6 +141,11 @@ class Dispatch:
             if run.abandoned:
                 self.send(rank, Interrupt(run.number))
         return tuple(sorted(active))
+
+    def snapshot(self) -> Snapshot:
+        """The state of the world now."""
+        with self._lock:
+            return self.state.snapshot(time.monotonic())
 
     def look(self, run: Run, title: str, began: float, now: float) -> Snapshot:
         """The state of the world, in which `run` goes on."""
@@ -201,25 +217,34 @@ class Dispatch:
 
     def shown(self, rank: int, size: int) -> None:
         """So many bytes of the output of `rank` were taken in: more may come."""
-        process = self._processes.get(rank)
-        if process is not None:
-            hub().acknowledge(process, size)
+        with self._lock:
+            of_elder = min(size, self._elders.get(rank, 0))  # the hub counts for each process by itself
+            if of_elder:
+                self._elders[rank] -= of_elder
+            process = self._processes.get(rank)
+        if process is not None and size > of_elder:
+            hub().acknowledge(process, size - of_elder)
 
     def peek(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, Where]:
         """Where the main threads of `ranks` are. A rank that does not answer in time is left out."""
-        self._glance -= 1
-        asked = [rank for rank in ranks if self.state.phase(rank) is not Phase.DEAD]
-        for rank in asked:
-            self.send(rank, Peek(self._glance, with_stack=True))
+        answers: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
+        with self._lock:
+            self._glance -= 1
+            ticket = self._glance
+            self._glances[ticket] = answers
+            asked = [rank for rank in ranks if rank in self._processes and self.state.phase(rank) is not Phase.DEAD]
         found: dict[int, Where] = {}
         deadline = time.monotonic() + timeout
-        while len(found) < len(asked):
-            try:
-                rank, where = self._glances.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if where.ticket == self._glance:
+        try:
+            for rank in asked:
+                self.send(rank, Peek(ticket, with_stack=True))
+            while len(found) < len(asked):
+                rank, where = answers.get(timeout=max(0.0, deadline - time.monotonic()))
                 found[rank] = where
+        except queue.Empty:
+            pass
+        finally:
+            del self._glances[ticket]
         return found
 
     def _route(self, rank: int, kind: str, what: Any) -> None:
@@ -232,7 +257,8 @@ class Dispatch:
                 case Where():
                     self.state.seen(rank, what, time.monotonic())
                     if what.ticket < 0:
-                        self._glances.put((rank, what))
+                        if what.ticket in self._glances:  # else nobody waits any more
+                            self._glances[what.ticket].put((rank, what))
                         return
                 case Done():
                     self.state.answered(rank, what, time.monotonic())
@@ -246,3 +272,7 @@ class Dispatch:
                 self._release(rank, run)
             elif kind != "message":
                 self._between.append((rank, kind, what))
+
+
+def _is_text(item: tuple[int, str, Any]) -> bool:
+    return item[1] in ("stdout", "stderr")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nbsync.errors import describe_ranks, format_ranks
-from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.output.printer import Printer
 from nbsync.kernel.supervision.evidence import last_line, oom_kills
@@ -45,7 +44,7 @@ class Traffic(Protocol):
 
     def moving(self, rank: int) -> Moving | None: ...
 
-    def process(self, rank: int) -> Process: ...
+    def pid(self, rank: int) -> int | None: ...
 
     def statement(self, rank: int, run: Run) -> Statement | None: ...
 
@@ -85,10 +84,9 @@ class Run:
         """Ask for the run's interruption, from any thread or a signal handler."""
         self.inbox.put(_INTERRUPT)
 
-    def drain(self) -> list[tuple[int, Any]]:
-        """The messages that nobody will take in any more, with their ranks."""
-        items = [self.inbox.get() for _ in range(self.inbox.qsize())]
-        return [(rank, what) for rank, kind, what in items if kind == "message"]
+    def drain(self) -> list[tuple[int, str, Any]]:
+        """What nobody has taken in yet."""
+        return [self.inbox.get() for _ in range(self.inbox.qsize())]
 
     def note_exit(self, rank: int, exited: Exited, line: str = "", last_words: Sequence[str] = ()) -> None:
         """The process of `rank` has ended; `line` is where it was then, `last_words` the end of its stderr."""
@@ -150,9 +148,9 @@ class Conductor:
         self._released = False
         self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
         self._transfers = Transfers(traffic.moving)
-        self._pulse = Pulse(self._pid, notify)
-        self._headroom = Headroom(self._pid, notify)
-        self._insistence = Insistence(traffic.signal, self._pid, self._lookout.last_line, notify)
+        self._pulse = Pulse(traffic.pid, notify)
+        self._headroom = Headroom(traffic.pid, notify)
+        self._insistence = Insistence(traffic.signal, traffic.pid, self._lookout.last_line, notify)
 
     def conduct(self) -> None:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
@@ -291,9 +289,6 @@ class Conductor:
     def _last_line(self, rank: int) -> str:
         statement = self._traffic.statement(rank, self._run)
         return last_line(statement, self._lookout.last_line(rank), self._printer.crash_stack(rank))
-
-    def _pid(self, rank: int) -> int:
-        return self._traffic.process(rank).pid
 
     def _order(self, order: Any) -> None:
         for rank in self._run.pending:

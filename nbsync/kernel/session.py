@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
@@ -139,7 +138,7 @@ class Session:
 
     def status(self) -> Snapshot:
         """What every rank is doing now, as far as the kernel knows without asking."""
-        return self._fleet.state.snapshot(time.monotonic())
+        return self._fleet.traffic.snapshot()
 
     def describe(self) -> str:
         """What every rank is doing now, in words: state, current line, memory."""

@@ -175,6 +175,7 @@ class WorldState:
 
     def seen(self, rank: int, where: Where, now: float) -> None:
         """A rank has told where it is."""
+        self._barriers.settle(now)
         state = self._ranks.get(rank)
         if state is None:
             return
@@ -218,7 +219,7 @@ class WorldState:
             ranks = tuple(state if state.rank in chosen else _without_bars(state) for state in ranks)
             self._shared = max(self._shared, _count_shared(ranks))
         everyone = tuple(state.rank for state in ranks)
-        barriers = self._barriers.waiting(everyone, now)
+        barriers = self._barriers.waiting(everyone)
         inside = {rank for barrier in barriers for rank in barrier.arrived}
         waits = {
             state.rank: (

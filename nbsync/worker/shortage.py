@@ -27,7 +27,7 @@ def memory_limit() -> int:
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     found += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     with suppress(OSError, ValueError):  # no control groups of version 2, or "max"
-        group = Path("/proc/self/cgroup").read_text("ascii").rpartition("::")[2].strip()
+        group = Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape").rpartition("::")[2].strip()
         found.append(int(Path(f"/sys/fs/cgroup{group}/memory.max").read_text("ascii")))
     return min(limit for limit in found if limit != resource.RLIM_INFINITY)
 

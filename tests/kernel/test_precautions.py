@@ -102,10 +102,8 @@ def test_a_child_that_somebody_else_has_reaped_does_no_harm() -> None:
 
 def test_a_worker_that_ends_during_the_look_is_not_taken_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
     class Nobody:
-        pid = 0
-
-        def process(self, rank: int) -> Nobody:
-            return self
+        def pid(self, rank: int) -> int:
+            return 0
 
     monkeypatch.setattr(startup, "_pulse", lambda pid: "")
     waits = startup.Startup(Run(1, (0,)), Nobody(), "fork")  # type: ignore[arg-type]

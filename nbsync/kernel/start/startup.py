@@ -116,7 +116,8 @@ class Startup:
         if now - before > STARVED:
             self._still.clear()
         for rank in missing:
-            pulse = _pulse(self._traffic.process(rank).pid)
+            pid = self._traffic.pid(rank)
+            pulse = _pulse(pid) if pid is not None else ""
             if rank not in self._still or self._still[rank][0] != pulse:
                 self._still[rank] = (pulse, now)
         hung = [

@@ -63,7 +63,7 @@ def unusual_state(pid: int) -> str | None:
 def oom_kills() -> int | None:
     """How many processes of this control group the kernel has ended for want of memory; None if not known."""
     try:
-        group = Path("/proc/self/cgroup").read_text("ascii").rpartition("::")[2].strip()
+        group = Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape").rpartition("::")[2].strip()
         events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text("ascii")
     except OSError:  # another version of control groups, or none
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ def describe_world(fleet: Fleet) -> str:
     """State, current line and the time in it, and memory of every rank; equal ranks in one line."""
     busy = fleet.state.in_phase(Phase.BUSY)
     found = fleet.traffic.peek(busy) if busy else {}
-    snapshot = fleet.state.snapshot(time.monotonic())
+    snapshot = fleet.traffic.snapshot()
     places: dict[str, dict[int, float | None]] = {}
     for rank in busy:
         where = found.get(rank)
@@ -46,9 +45,13 @@ def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
         if fleet.state.phase(rank) is Phase.DEAD:
             parts.append(f"rank {rank} is not running: {fleet.state.note(rank)}\n")
             continue
-        fleet.traffic.process(rank).signal(STACK_SIGNAL)
+        pid = fleet.traffic.pid(rank)
+        if pid is None:
+            parts.append(f"rank {rank} was ended\n")
+            continue
+        fleet.traffic.signal(rank, STACK_SIGNAL)
         in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
-        parts.append(f"rank {rank} does not answer: {unusual_state(fleet.traffic.process(rank).pid) or in_c}\n")
+        parts.append(f"rank {rank} does not answer: {unusual_state(pid) or in_c}\n")
     return "\n".join(parts)
 
 
@@ -68,5 +71,6 @@ def _for(times: Iterable[float | None]) -> str:
 
 def _describe_place(fleet: Fleet, rank: int, where: Where | None) -> str:
     if where is None:
-        return unusual_state(fleet.traffic.process(rank).pid) or "does not answer: it is in C code"
+        pid = fleet.traffic.pid(rank)
+        return (unusual_state(pid) if pid is not None else "ended") or "does not answer: it is in C code"
     return f"at {where.line}" + (f", in {where.waiting_in}" if where.waiting_in else "")

@@ -40,14 +40,14 @@ class Headroom:
     """Looks at the memory from time to time while a run goes on.
 
     Args:
-        pid_of: a rank's process id.
+        pid_of: a rank's process id, None when the session was closed.
         notify: tells the user something, in one line.
         read: how full the memory is.
     """
 
     def __init__(
         self,
-        pid_of: Callable[[int], int],
+        pid_of: Callable[[int], int | None],
         notify: Callable[[str], None],
         read: Callable[[], Fill | None] | None = None,
     ) -> None:
@@ -72,7 +72,8 @@ class Headroom:
 
     def _holders(self, ranks: Iterable[int]) -> str:
         """The ranks that hold most, the largest first."""
-        held = sorted(((resident_bytes(self._pid_of(rank)) or 0, rank) for rank in ranks), reverse=True)
+        pids = [(pid, rank) for rank in ranks if (pid := self._pid_of(rank)) is not None]
+        held = sorted(((resident_bytes(pid) or 0, rank) for pid, rank in pids), reverse=True)
         named = [f"rank {rank} holds {size / _GIGABYTE:.1f} GB" for size, rank in held[:MOST_NAMED]]
         return ", ".join(named)
 
@@ -115,6 +116,6 @@ def _number(path: Path) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("ascii")
+        return path.read_text("utf-8", "surrogateescape")
     except OSError:  # not this version of control groups, or not this system
         return ""

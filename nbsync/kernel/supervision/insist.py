@@ -16,7 +16,7 @@ class Insistence:
 
     Args:
         send_signal: sends a signal to the process of a rank.
-        pid_of: the rank's process id.
+        pid_of: the rank's process id, None when the session was closed.
         last_line: where the rank was seen last, or "".
         notify: tells the user something, in one line.
     """
@@ -24,7 +24,7 @@ class Insistence:
     def __init__(
         self,
         send_signal: Callable[[int, int], None],
-        pid_of: Callable[[int], int],
+        pid_of: Callable[[int], int | None],
         last_line: Callable[[int], str],
         notify: Callable[[str], None],
     ) -> None:
@@ -60,7 +60,8 @@ class Insistence:
         if self._tell_at is not None and now >= self._tell_at:
             self._tell_at = None
             for rank in silent:
-                if rank not in self._told and unusual_state(self._pid_of(rank)) is None:
+                pid = self._pid_of(rank)
+                if rank not in self._told and pid is not None and unusual_state(pid) is None:
                     self._tell(rank)
 
     def _tell(self, rank: int) -> None:

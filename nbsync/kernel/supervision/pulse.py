@@ -13,11 +13,11 @@ class Pulse:
     """Remembers what was seen of each rank.
 
     Args:
-        pid_of: the rank's process id.
+        pid_of: the rank's process id, None when the session was closed.
         notify: tells the user something, in one line.
     """
 
-    def __init__(self, pid_of: Callable[[int], int], notify: Callable[[str], None]) -> None:
+    def __init__(self, pid_of: Callable[[int], int | None], notify: Callable[[str], None]) -> None:
         self._pid_of, self._notify = pid_of, notify
         self._seen: dict[int, tuple[str, int]] = {}  # what, and in how many looks in a row
 
@@ -25,6 +25,8 @@ class Pulse:
         """See how the processes of `ranks` are; say what is new."""
         for rank in ranks:
             pid = self._pid_of(rank)
+            if pid is None:
+                continue
             state = unusual_state(pid)
             before, count = self._seen.pop(rank, ("", 0))
             if state is not None:

@@ -77,9 +77,12 @@ class Barriers:
                 barrier.left.pop(rank, None)
         self._open = [barrier for barrier in self._open if barrier.arrived]
 
-    def waiting(self, ranks: Iterable[int], now: float) -> list[Gathering]:
-        """The barriers that somebody waits in; `ranks` are those that could come."""
+    def settle(self, now: float) -> None:
+        """Forget the barriers in which nobody is expected any more."""
         self._open = [barrier for barrier in self._open if not _is_settled(barrier, now)]
+
+    def waiting(self, ranks: Iterable[int]) -> list[Gathering]:
+        """The barriers that somebody waits in; `ranks` are those that could come."""
         return [
             Gathering(b.name, b.call_site, dict(b.arrived), tuple(rank for rank in ranks if rank not in b.arrived))
             for b in self._open
