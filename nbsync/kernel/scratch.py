@@ -23,7 +23,7 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 
 _log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"nbsync-[0-9a-f]{16}")
+_NAME = re.compile(r"nbsync-[0-9a-f]{8}")  # short: sockets lie in it, whose paths have at most 107 bytes
 _MARK = ".nbsync-session"  # a file in it: a folder without it is not ours, whatever its name
 _MOST_LEFT = 5  # folders that outlive their sessions
 _SETTLED = 60.0  # seconds after which a folder without a lock is nobody's: its owner locks it right after making it
@@ -36,7 +36,7 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.gettempdir(), f"nbsync-{secrets.token_hex(8)}")
+        self.path = Path(tempfile.gettempdir(), f"nbsync-{secrets.token_hex(4)}")
         self._lock = -1
 
     def make(self) -> None:

@@ -35,7 +35,7 @@ def test_sweep_removes_what_a_gone_kernel_left_and_nothing_of_the_users(
     left, used = scratch.Scratch(), scratch.Scratch()
     left.make()
     used.make()
-    users = [tmp_path / "nbsync-anything", tmp_path / "nbsync-0123456789abcdef", tmp_path / f"{left.path.name}-copy"]
+    users = [tmp_path / "nbsync-anything", tmp_path / "nbsync-01234567", tmp_path / f"{left.path.name}-copy"]
     for path in users:
         path.mkdir()
         (path / "checkpoint.pt").touch()
