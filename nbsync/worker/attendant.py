@@ -24,10 +24,10 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
+from nbsync.worker.groups.nccl import nccl_backends
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
-from nbsync.worker.nccl import nccl_backends
 from nbsync.worker.places import collective_in, describe_file, is_users, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then

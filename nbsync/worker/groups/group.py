@@ -29,7 +29,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from nbsync.errors import NbsyncError
-from nbsync.worker import nccl
+from nbsync.worker.groups import nccl
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.reserve import Reserve
