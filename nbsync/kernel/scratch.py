@@ -50,7 +50,7 @@ class Scratch:
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         keep_in_kernel(self._lock)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        Path(self.path, _MARK).touch()
+        Path(self.path, _MARK).touch(mode=0o600)
 
     @property
     def is_made(self) -> bool:
