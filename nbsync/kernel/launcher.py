@@ -18,7 +18,6 @@ from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_th
 from nbsync.kernel.start.rendezvous import LOOPBACK
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
-_STATIC_CONF = ("rank", "timeout")
 
 
 class Results(list[Any]):
