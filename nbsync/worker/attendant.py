@@ -24,7 +24,6 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
-from nbsync.worker.groups.nccl import nccl_backends
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
@@ -157,7 +156,7 @@ class Attendant:
         Gloo can lose a transfer that is cut while its data flows: neither end would ever return. A process that waits
         for its GPU is busy all the time, and NCCL's abort loses nothing that is not lost already.
         """
-        if nccl_backends():
+        if self._groups.use_nccl():
             return True
         (then, used), self._cpu = self._cpu, (now, time.process_time())
         if self._enforced_run != self._interrupts.run:

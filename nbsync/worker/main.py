@@ -133,7 +133,7 @@ class Worker:
         faulthandler.register(STACK_SIGNAL, self.streams.err, all_threads=False)
         os.environ.update(spec.environ)
         meeting = MeetingPoint(spec.host, spec.port, spec.world_size, spec.secret)
-        self.groups = GroupKeeper(meeting, spec.rank, spec.world_size)
+        self.groups = GroupKeeper(meeting, spec.rank, spec.world_size, self.interrupts.shield)
         self.watch = CollectiveWatch(compare=spec.compare_collectives)
         self.channel = Channel(ends.channel)
         self.feed = Feed(spec.progress_interval)

@@ -73,9 +73,6 @@ def test_row_42_descriptors(cycles: list[tuple[Growth, Growth]]) -> None:
     assert [after.descriptors - before.descriptors for before, after in cycles] == [0, 0, 0]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="row 42: torch offers no way to end the earlier backend of a group (worker/groups/group.py)"
-)
 def test_row_42_threads(cycles: list[tuple[Growth, Growth]]) -> None:
     """No thread is left, in the kernel and in each rank."""
     assert [after.threads - before.threads for before, after in cycles] == [0, 0, 0]

@@ -1,16 +1,8 @@
 """The worker's process groups: made at the start, cut to free a blocked collective, healed in place.
 
 Gloo offers no way out of a blocked collective, but the collective raises when its sockets are shut down, and a
-`ProcessGroup` object takes a fresh backend under a backend type it has not used yet. So after a failure the same
-group objects, and DDP, FSDP2 and DeviceMesh built on them, go on working.
-
-The earlier backend stays behind with an idle thread, and there is no clean way to be rid of it in torch 2.13. A gloo
-backend ends its threads in its destructor alone (`shutdown` and `abort` do nothing), needs at least one, and
-`ProcessGroup` holds every backend it was ever given, in a map by type. Nothing empties that map but the C++ method
-`release_resources`, which Python cannot call, and which would take the store and the backends of other devices with it.
-A backend of our own that passes on to one that can be replaced cannot be written: `Backend` cannot be subclassed in
-Python. A subclass of `ProcessGroup` can; but then each collective that C++ starts, as DDP's reducer does, goes through
-Python and its lock, and what torch adds to `ProcessGroup` is missing until it is added there too.
+`ProcessGroup` object takes fresh backends (`nbsync.worker.groups.backends`). So after a failure the same group objects,
+and DDP, FSDP2 and DeviceMesh built on them, go on working.
 """
 
 from __future__ import annotations
@@ -19,26 +11,25 @@ import ctypes
 import json
 import os
 import threading
-from collections.abc import Container
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
-from nbsync.errors import NbsyncError
 from nbsync.worker.groups import nccl
+from nbsync.worker.groups.backends import make_fresh, replace
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.reserve import Reserve
 from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, shut_down
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
+Shield: TypeAlias = Callable[[], AbstractContextManager[None]]
 
-_FIRST_SPARE_TYPE = 7  # torch names the backend types 0 to 6; the enum holds one byte
-_LAST_SPARE_TYPE = 255
 _GROUPS_PER_LIFE = 10_000
 _DEFAULT_GROUP = "0"  # the name that torch gives to the first group
 _CPU = torch.device("cpu")
@@ -49,20 +40,21 @@ _OWN_DESCRIPTORS = 16  # that a heal may need beside one for each peer
 class GroupKeeper:
     """Knows the sockets of every gloo backend of this process, and of its connection to the store.
 
+    Args:
+        shield: a context whose lines no interrupt cuts in two.
+
     Attributes:
         was_cut: a collective was freed by force: the groups need healing before they are used again.
     """
 
-    def __init__(self, meeting: MeetingPoint, rank: int, size: int) -> None:
+    def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
         self.was_cut = False
-        self._meeting, self._rank, self._size = meeting, rank, size
+        self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
         self._models = ModelKeeper()
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
         self._users_level: int | None = None
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
-        self._spare_type = _FIRST_SPARE_TYPE
-        self._device: Any = None
         self._lost: dict[str, tuple[int, ...]] = {}
         self._connection: Store | None = None
         self._life_store: Store | None = None
@@ -116,7 +108,12 @@ class GroupKeeper:
                 doomed |= connected_sockets(peer_port=self._meeting.port)
             for sock in doomed:
                 shut_down(sock)
-        nccl.abort_all()
+            nccl.abort_all()
+
+    def use_nccl(self) -> bool:
+        """Whether some group has its data on GPUs."""
+        with self._lock:
+            return bool(nccl.nccl_backends())
 
     def _hush(self, quiet: bool) -> None:
         """Have torch's C++ log errors only, or again what the user wants it to."""
@@ -150,32 +147,18 @@ class GroupKeeper:
         Returns:
             The ranks of each group that must be made again, since not all its members know it: a rank was started
             afresh, or the group's creation was cut off. Each is returned once.
-
-        Raises:
-            NbsyncError: there is no backend type left to register it under.
         """
         with self._reserve.opened():
             return self._heal(life)
 
     def _heal(self, life: int) -> list[tuple[int, ...]]:
-        if self._spare_type + bool(nccl.nccl_backends()) > _LAST_SPARE_TYPE:
-            raise NbsyncError(
-                "it was healed as often as torch allows. `%nbsync restart` gives fresh workers "
-                "(fetch what you need first: `%nbsync pull NAME`)"
-            )
-        kind = dist.ProcessGroup.BackendType(self._spare_type)
-        self._spare_type += 1
         with self._lock:
             self._sockets.clear()
         store = self._new_store(life)
         known = self._known_to_all(store)
         for pg in list(c10d._world.pg_map):
-            if _CPU not in pg._device_types or pg.group_name not in known:
-                continue
-            options = self._options(pg._get_backend(_CPU).options._timeout)
-            own = PrefixStore(pg.group_name, store)
-            pg._register_backend(_CPU, kind, c10d.ProcessGroupGloo(own, pg.rank(), pg.size(), options))
-        self._renew_nccl(store, known)
+            if pg.group_name in known:
+                self._renew(pg, known[pg.group_name], store, life)
         self._models.agree(store, known)
         self._settle(life, store)
         self.was_cut = False
@@ -185,15 +168,12 @@ class GroupKeeper:
         self._lost.update(lost)
         return list(lost.values())
 
-    def _renew_nccl(self, store: Store, known: Container[str]) -> None:
-        """The same for groups on GPUs; gloo's new backends have taken this life's type already."""
-        backends = nccl.nccl_backends()
-        if backends:
-            kind = dist.ProcessGroup.BackendType(self._spare_type)
-            self._spare_type += 1
-        for pg, backend in backends:
-            if pg.group_name in known:
-                nccl.renew(pg, backend, PrefixStore(f"{pg.group_name}/nccl", store), kind)
+    def _renew(self, pg: Any, ranks: list[int], store: Store, life: int) -> None:
+        """Give a group fresh backends. All its ranks do it together."""
+        fresh = make_fresh(pg, ranks, PrefixStore(pg.group_name, store))
+        with self._shield(), self._lock:  # a cut asks the groups for their backends
+            replace(pg, fresh, life)
+        nccl.connect(pg)
 
     def _known_to_all(self, store: Store) -> dict[str, list[int]]:
         """The names of the groups of this process that all their members know, with these."""
@@ -212,16 +192,6 @@ class GroupKeeper:
             c10d._world.pg_map[pg] = (name, PrefixStore(pg.group_name, store))
         c10d._world.group_count = life * _GROUPS_PER_LIFE
 
-    def _options(self, timeout: timedelta) -> Any:
-        """Backends cannot be removed from a group: one device for all, and one thread each, keep what stays small."""
-        if self._device is None:
-            interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
-            make = c10d.ProcessGroupGloo.create_device
-            self._device = make(interface=interface) if interface else c10d.ProcessGroupGloo.create_default_device()
-        options = c10d.ProcessGroupGloo._Options()
-        options._devices, options._threads, options._timeout = [self._device], 1, timeout
-        return options
-
     def _new_store(self, life: int) -> Store:
         """The store's namespace for one life of the groups."""
         return PrefixStore(f"nbsync/life-{life}", self._connect())
@@ -235,7 +205,6 @@ class GroupKeeper:
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""
         return tuple(
-            # Not the group's own count, which is that of its first life for ever.
             (pg.group_name, pg._get_backend(_CPU)._get_sequence_number_for_group())
             for pg in c10d._world.pg_map
             if _CPU in pg._device_types

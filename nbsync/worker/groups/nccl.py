@@ -11,23 +11,24 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed import distributed_c10d
 
 c10d: Any = distributed_c10d  # what is private has no types
 _CUDA = torch.device("cuda")
 
 
-def nccl_backends() -> list[tuple[Any, Any]]:
-    """Every process group of this process that has an NCCL backend, with that."""
+def nccl_backends() -> list[Any]:
+    """The NCCL backends of all process groups of this process."""
     if not c10d.is_nccl_available():
         return []
-    found = [(pg, pg._get_backend(_CUDA)) for pg in list(c10d._world.pg_map) if _CUDA in pg._device_types]
-    return [(pg, backend) for pg, backend in found if isinstance(backend, c10d.ProcessGroupNCCL)]
+    found = [pg._get_backend(_CUDA) for pg in list(c10d._world.pg_map) if _CUDA in pg._device_types]
+    return [backend for backend in found if is_nccl(backend)]
 
 
 def abort_all() -> None:
-    """End every NCCL collective of this process, from any thread. The groups then need `renew`."""
-    backends = [backend for _, backend in nccl_backends()]
+    """End every NCCL collective of this process, from any thread. The groups then need fresh ones."""
+    backends = nccl_backends()
     if not backends:
         return
     backends[0]._group_start()
@@ -38,17 +39,24 @@ def abort_all() -> None:
         backends[0]._group_end()
 
 
-def renew(pg: Any, backend: Any, store: Any, kind: Any) -> None:
-    """Put a fresh NCCL backend under a process group. All ranks of the group must do it together.
+def is_nccl(backend: Any) -> bool:
+    """Whether this is a backend of NCCL."""
+    return c10d.is_nccl_available() and isinstance(backend, c10d.ProcessGroupNCCL)
+
+
+def make_fresh(backend: Any, pg: Any, store: Any) -> Any:
+    """A backend for the next life of a process group.
 
     Args:
         backend: the aborted one.
         store: the group's own part of the store, in its new life.
-        kind: a backend type that the group has not used yet.
     """
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = getattr(backend.options, "_timeout", timedelta(minutes=10))
-    fresh = c10d.ProcessGroupNCCL(store, pg.rank(), pg.size(), options)
-    pg._register_backend(_CUDA, kind, fresh)
-    if pg.bound_device_id is not None:
-        fresh.eager_connect_single_device(pg.bound_device_id)
+    return c10d.ProcessGroupNCCL(PrefixStore("nccl", store), pg.rank(), pg.size(), options)
+
+
+def connect(pg: Any) -> None:
+    """Make the communicator of a group that is bound to a device. All ranks of the group must do it together."""
+    if pg.bound_device_id is not None and is_nccl(backend := pg._get_backend(_CUDA)):
+        backend.eager_connect_single_device(pg.bound_device_id)
