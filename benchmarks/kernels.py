@@ -49,7 +49,7 @@ class Cell:
 
 
 class Kernel:
-    """A context manager: a fresh kernel of this environment, ended by force on exit.
+    """A context manager: a fresh kernel of this environment, ended on exit, by force if need be.
 
     Args:
         setup: cells to run first, e.g. the imports that make it warm.
@@ -105,4 +105,4 @@ class Kernel:
     def _close(self) -> None:
         if self._client is not None:
             self._client.stop_channels()
-        self._manager.shutdown_kernel(now=True)
+        self._manager.shutdown_kernel()

@@ -12,8 +12,11 @@ _note: Path | None = None
 
 
 def leave_notes_beside(connection_file: Path) -> None:
-    """From now on, a note can be left for the next kernel with this connection file."""
+    """From now on, a note can be left for the next kernel with this connection file; others' that none follows go."""
     global _note
+    for other in connection_file.parent.glob("nbsync-*.note"):
+        if not other.with_name(other.stem.removeprefix("nbsync-") + ".json").exists():
+            other.unlink(missing_ok=True)
     _note = connection_file.with_name(f"nbsync-{connection_file.stem}.note")  # not *.json, which clients look for
 
 

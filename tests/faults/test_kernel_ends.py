@@ -82,6 +82,18 @@ def test_row_26_next_start_tells_of_what_was_cleaned(kernel: Notebook) -> None:
     assert not kernel.run(_START, GUARD).ok().stderr
 
 
+def test_row_26_notes_that_no_kernel_takes_go(kernel: Notebook) -> None:
+    """What a killed kernel left to be told goes with its connection file; that of a kernel to come stays."""
+    runtime = kernel.folder / "runtime"
+    notes = [runtime / f"nbsync-{name}.note" for name in ("gone", "waits")]
+    for note in notes:
+        note.touch()
+    (runtime / "waits.json").touch()
+    kernel.restart()
+    kernel.run(_START, GUARD).ok()
+    assert [note.exists() for note in notes] == [False, True]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_row_26_restarts_on_the_same_ports(kernel: Notebook) -> None:

@@ -1,0 +1,75 @@
+"""Row 42: what is under a healed group, and what is left of what was there before."""
+
+from __future__ import annotations
+
+from worlds import Ranks
+
+_FAIL = "if rank == 0:\n    inject.raise_error('row 42')\ndist.barrier()"
+_TRAIN = """
+for p in model.parameters(): p.grad = None
+model(torch.full((2, 4), float(rank))).sum().backward()
+next(model.parameters()).grad.sum().item()
+"""
+_MODEL = "model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))\n" + _TRAIN
+_ANOTHER_TORCH = """
+from nbsync.worker.groups import backends
+backends._release_resources, kept = lambda: None, backends._release_resources
+"""
+
+
+def _heal(ranks: Ranks, times: int = 1) -> None:
+    for _ in range(times):
+        ranks.fail(_FAIL, "ValueError")
+        ranks.assert_whole()
+
+
+def test_row_42_every_device_of_a_group_is_healed(pair: Ranks) -> None:
+    """Gloo serves GPUs as well, where there are more ranks than those: one fresh backend is under all devices."""
+    _heal(pair)
+    shown = pair.run(
+        "under = [dist.group.WORLD._get_backend(d) for d in dist.group.WORLD._device_types]\nlen(set(under))"
+    )
+    assert shown.ok().texts == ["[0-1] 1"]
+
+
+def test_row_42_names_and_options_stay(pair: Ranks) -> None:
+    """A healed group is called what it was, and waits as long as it was made to."""
+    pair.run("from datetime import timedelta\nours = dist.new_group([0, 1], timeout=timedelta(seconds=77))").ok()
+    told = "ours.group_name, ours.group_desc, ours._get_backend(torch.device('cpu')).options._timeout.seconds"
+    before = pair.run(told).ok().texts
+    _heal(pair)
+    assert pair.run(told).ok().texts == before
+    assert "77" in before[0]
+
+
+def test_row_42_a_healed_group_can_be_split(pair: Ranks) -> None:
+    """The group still has its store, on which its parts meet."""
+    _heal(pair)
+    outcome = pair.run(
+        "part = dist.group.WORLD.split_group([0, 1])\nt = torch.ones(1)\npart.allreduce([t]).wait()\nt.item()"
+    )
+    assert outcome.ok().texts == ["[0-1] 2.0"]
+
+
+def test_row_42_a_backend_in_use_outlives_its_group_s_life(pair: Ranks) -> None:
+    """Whoever holds an operation that was begun before the fault can still ask it."""
+    pair.fail("work = dist.irecv(torch.ones(1), src=1 - rank)\n" + _FAIL, "ValueError")
+    pair.assert_whole()
+    error = pair.fail("work.wait()", "RuntimeError")
+    assert "Connection closed by peer" in error.evalue
+    pair.assert_whole()
+
+
+def test_row_42_another_torch(pair: Ranks) -> None:
+    """Where torch does not let backends go they stay, the models train on, and at the last one it says so."""
+    pair.run(_MODEL).ok()
+    pair.run(_ANOTHER_TORCH).ok()
+    try:
+        _heal(pair, times=3)
+        assert pair.run(_TRAIN).ok().texts == ["[0-1] 16.0"]
+        pair.run("spare, backends._SPARE_TYPES = backends._SPARE_TYPES, range(0)").ok()
+        outcome = pair.run(_FAIL)
+        assert "healed as often as this torch allows. `%nbsync restart`" in outcome.stderr
+    finally:
+        pair.run("backends._SPARE_TYPES, backends._release_resources = spare, kept").ok()
+    pair.assert_whole()
