@@ -22,6 +22,7 @@ from kernels import CellFailed
 from nbsync.testing.inject import Planned, Schedule
 
 _MEGABYTE = 1 << 20
+STEPS = 100  # of a training cell: about as long as the cells of a notebook take
 _SHOW_EVERY = 30.0  # seconds
 _LATER = 1.2  # seconds until another interrupt counts as one
 _START = 0.4  # seconds until a cell is surely where it waits
@@ -103,7 +104,7 @@ class Soak:
 
     def train(self) -> None:
         """A few steps; the parameters must be equal on all ranks afterwards."""
-        self._kernel.run(_TRAIN.format(steps=5))
+        self._kernel.run(_TRAIN.format(steps=STEPS))
 
     def cycle(self, number: int) -> None:
         """A cell that fails on one rank while the others wait, and one that works."""

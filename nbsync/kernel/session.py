@@ -267,23 +267,26 @@ class Session:
         """Interrupt what runs, from another thread. Returns the ranks that were busy."""
         return self._fleet.traffic.interrupt()
 
-    def restart(self, ranks: Ranks | None = None) -> None:
+    def restart(self, ranks: Ranks | None = None) -> tuple[int, ...]:
         """Start fresh workers as copies of the notebook as it is now.
 
         Args:
             ranks: only these; the others keep their state, and the process group of the whole world goes on.
                 None for all, in a new world.
 
+        Returns:
+            The ranks that are fresh: with `ranks`, also those whose process had ended.
+
         Raises:
             StartError: they did not come up.
         """
         if ranks is not None:
             sink = make_sink()
-            refill(self._fleet, choose(self._fleet, ranks), sink, partial(tell, sink))
-            return
+            return refill(self._fleet, choose(self._fleet, ranks), sink, partial(tell, sink))
         self._fleet.close()
         self._fleet = self._start_fleet()
         current.add(self)
+        return tuple(range(self.world_size))
 
     def close(self) -> None:
         """End all workers. Their variables are lost; calling it again does nothing."""

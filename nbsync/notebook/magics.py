@@ -11,7 +11,7 @@ from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError
+from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError, describe_ranks
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.start import culprit
 from nbsync.notebook import arguments, outlet
@@ -134,13 +134,13 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import session
 
         ranks = session().interrupt()
-        print(f"interrupted: ranks {', '.join(map(str, ranks))}" if ranks else "nothing runs")
+        print(f"interrupted: {describe_ranks(ranks)}" if ranks else "nothing runs")
 
     def _restart(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import session
 
-        session().restart(options.ranks)
-        fresh = f"ranks {options.ranks} are fresh" if options.ranks else _workers(session().world_size, "fresh ")
+        ranks = session().restart(options.ranks)
+        fresh = _are_fresh(ranks) if options.ranks else _workers(len(ranks), "fresh ")
         print(f"nbsync: {fresh}, {session().backend}")
 
     def _stop(self, options: argparse.Namespace) -> None:
@@ -238,6 +238,10 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
 def _workers(count: int, kind: str = "") -> str:
     return f"{count} {kind}worker{'s' * (count != 1)}"
+
+
+def _are_fresh(ranks: tuple[int, ...]) -> str:
+    return f"{describe_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} fresh"
 
 
 def _names(text: str) -> list[str]:

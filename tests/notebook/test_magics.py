@@ -277,6 +277,11 @@ def test_status(live: Notebook) -> None:
     assert live.run("%nbsync").ok().stdout.startswith("2 ranks, gloo\n  ranks 0-1: idle")
 
 
+def test_stack_of_ranks_that_do_nothing(live: Notebook) -> None:
+    """Who has nothing to do is idle: what nbsync itself does then is nobody's business."""
+    assert live.run("%nbsync stack").ok().stdout == "rank 0 is idle\n\nrank 1 is idle\n\n"
+
+
 def test_stop(live: Notebook) -> None:
     """After stop no worker process is left, the status says so, and a second stop does nothing."""
     pids = _pids(live)
@@ -307,6 +312,13 @@ def test_restart_gives_fresh_workers(live: Notebook) -> None:
     assert not set(pids) & set(_pids(live))
     assert live.run("%%distributed\n'old' in globals(), newly_defined()").ok().texts == ["[0-1] (False, 'new')"]
     assert live.run("%%distributed\nt = torch.ones(1); dist.all_reduce(t); t").ok().texts == ["[0-1] tensor([2.])"]
+
+
+def test_restart_of_some_names_all_that_came_back(live: Notebook) -> None:
+    """Also a rank that had ended, whatever was asked for."""
+    assert live.run("%nbsync restart --ranks 1").ok().stdout == "nbsync: rank 1 is fresh, gloo\n"
+    live.run("%%on_rank 0\nimport os; os._exit(3)").failed("WorkerDied")
+    assert live.run("%nbsync restart --ranks last").ok().stdout == "nbsync: ranks 0-1 are fresh, gloo\n"
 
 
 def test_start_options(notebook: Notebook) -> None:

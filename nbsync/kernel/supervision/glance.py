@@ -40,7 +40,8 @@ def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
     parts = []
     for rank in ranks:
         if rank in found:
-            parts.append(f"rank {rank}:\n{''.join(found[rank].stack)}")
+            idle = found[rank].run is None
+            parts.append(f"rank {rank} is idle\n" if idle else f"rank {rank}:\n{''.join(found[rank].stack)}")
             continue
         if fleet.state.phase(rank) is Phase.DEAD:
             parts.append(f"rank {rank} is not running: {fleet.state.note(rank)}\n")
