@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -57,11 +57,13 @@ class Outcome:
         outputs: ("stdout" | "stderr", text) and ("display", bundle), in order, as they stand at the end.
         history: the bundles of all displays and updates, as they came.
         messages: how many messages it took.
+        comms: the contents of the messages to widgets, those that opened them among them.
     """
 
     status: str = "running"
     number: int = 0
     outputs: list[tuple[str, Any]] = field(default_factory=list)
+    comms: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     error: CellError | None = None
     seconds: float = 0.0
@@ -139,6 +141,8 @@ class _Cell:
             self._show(content["name"], content["text"])
         elif kind in ("display_data", "execute_result", "update_display_data"):
             self._display(kind, content)
+        elif kind in ("comm_open", "comm_msg"):
+            self.outcome.comms.append(content)
         elif kind == "clear_output":
             self._clear_at_next = True
             if not content["wait"]:
@@ -357,7 +361,15 @@ class Notebook:
         Raises:
             Hung: it did not in time.
         """
-        self._read_until(lambda cell: text in str(cell.outcome.outputs), timeout)
+        self.wait_for(lambda shown: text in str(shown.outputs), timeout)
+
+    def wait_for(self, condition: Callable[[Outcome], bool], timeout: float = LIMIT) -> None:
+        """Return when what the cell that runs has shown so far meets the condition.
+
+        Raises:
+            Hung: it did not in time.
+        """
+        self._read_until(lambda cell: condition(cell.outcome), timeout)
 
     def _read_until(self, condition: Callable[[_Cell], bool], timeout: float) -> None:
         assert self._cell is not None, "no cell runs"
@@ -371,6 +383,45 @@ class Notebook:
                 self._cell.take(self._client.get_iopub_msg(timeout=0.1))
             with suppress(Empty):
                 self._cell.take(self._client.get_shell_msg(timeout=0 if not self._cell.idle else 0.1))
+
+    @property
+    def so_far(self) -> Outcome:
+        """What the cell that runs has shown."""
+        assert self._cell is not None, "no cell runs"
+        return self._cell.outcome
+
+    def send(self, kind: str, content: Any, subshell: str | None = None) -> None:
+        """Send a message as a front end does, whatever is in it."""
+        message = self._client.session.msg(kind, content)
+        message["header"]["subshell_id"] = subshell
+        self._client.shell_channel.send(message)
+
+    @contextmanager
+    def subshell(self) -> Iterator[str]:
+        """A shell that answers while a cell runs, as JupyterLab has one for its widgets."""
+        made = self._control("create_subshell_request", {})["subshell_id"]
+        try:
+            yield made
+        finally:
+            self._control("delete_subshell_request", {"subshell_id": made})
+
+    def _control(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        request = self._client.session.msg(kind, content)
+        self._client.control_channel.send(request)
+        reply: dict[str, Any] = self._client.get_control_msg(timeout=LIMIT)["content"]
+        return reply
+
+    def reload(self) -> None:
+        """Reload the page: the front end goes with all that it has not read, and another one comes.
+
+        Of the cell that runs it sees what is shown from now on; the reply has nobody to go to.
+        """
+        self._client.stop_channels()
+        self._client = self._manager.client()
+        self._client.start_channels()
+        if self._cell is not None:
+            self._cell = _Cell(self._cell.request)
+            self._cell.replied = True
 
     def interrupt(self) -> None:
         """Jupyter's own interrupt."""

@@ -17,7 +17,7 @@ from notebooks import Notebook, family
 _WORKS = "%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()"
 
 
-def test_row_9_memory_runs_out(pair: Ranks) -> None:
+def test_row_09_memory_runs_out(pair: Ranks) -> None:
     """A rank that takes the last tenth of the memory is named while its cell runs, once, with the limit."""
     limit = (
         "import nbsync.kernel.supervision.headroom as headroom, nbsync\n"
@@ -39,7 +39,7 @@ def test_row_9_memory_runs_out(pair: Ranks) -> None:
         pair.notebook.run("headroom.read_fill = read").ok()
 
 
-def test_row_9_the_kernel_is_never_the_victim(pair: Ranks) -> None:
+def test_row_09_the_kernel_is_never_the_victim(pair: Ranks) -> None:
     """For want of memory the system prefers the ranks, and their children, to the kernel."""
 
     def badness(pid: int) -> int:
