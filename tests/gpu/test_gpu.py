@@ -86,6 +86,17 @@ def test_visible_devices(tmp_path: Path) -> None:
         notebook.shutdown()
 
 
+def test_ranks_that_share_gpus(kernel: Notebook) -> None:
+    """With more ranks than GPUs gloo moves CUDA tensors too, also after a heal."""
+    kernel.run("%nbsync stop").ok()
+    kernel.run(f"%nbsync start -n {GPUS + 1}", GUARD).ok()
+    cell = "t = torch.ones(1, device='cuda')\ndist.all_reduce(t)\ndevice.type, t.item()"
+    works = [f"[0-{GPUS}] ('cpu', {GPUS + 1}.0)"]
+    assert _ranks(kernel, cell).ok().texts == works
+    _ranks(kernel, f"if rank == 0: raise ValueError('on purpose')\n{cell}").failed("ValueError")
+    assert _ranks(kernel, cell).ok().texts == works
+
+
 def test_out_of_memory(kernel: Notebook) -> None:
     """A rank without GPU memory has an ordinary error; all state is kept, and what was cached is given back."""
     _ranks(kernel, "kept = rank").ok()

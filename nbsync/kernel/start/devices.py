@@ -30,7 +30,7 @@ def count_gpus() -> int:
     """The number of visible GPUs."""
     import torch
 
-    if torch.version.cuda is None:  # built without
+    if torch.version.cuda is None and torch.version.hip is None:  # built without
         return 0
     before = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # ask the driver's library, not the CUDA runtime
