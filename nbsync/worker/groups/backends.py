@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -26,6 +25,7 @@ from torch.distributed import distributed_c10d
 
 from nbsync.errors import NbsyncError
 from nbsync.worker.groups import nccl
+from nbsync.worker.groups.native import torch_library
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Backends: TypeAlias = dict[torch.device, Any]
@@ -111,9 +111,8 @@ def _empty(pg: Any) -> bool:
 
 @functools.cache
 def _release_resources() -> Callable[[int], None] | None:
-    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
     try:
-        function = ctypes.CDLL(library)[_RELEASE]
+        function = torch_library("torch_cpu")[_RELEASE]
     except (OSError, AttributeError):  # another build of torch
         return None
     function.argtypes, function.restype = [ctypes.c_void_p], None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from nbsync.worker.groups import nccl
 from nbsync.worker.groups.backends import make_fresh, replace
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
+from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
 from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, shut_down
 
@@ -213,8 +213,7 @@ class GroupKeeper:
 
 def _log_level() -> ctypes.c_int | None:
     """The level of torch's C++ log, which TORCH_CPP_LOG_LEVEL only sets when torch is loaded."""
-    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so")
     try:
-        return ctypes.c_int.in_dll(ctypes.CDLL(library), "FLAGS_caffe2_log_level")
+        return ctypes.c_int.in_dll(torch_library("c10"), "FLAGS_caffe2_log_level")
     except (OSError, ValueError):  # another build of torch: its warning shows, and does no harm
         return None

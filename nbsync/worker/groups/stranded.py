@@ -1,0 +1,111 @@
+"""Wakes threads that gloo has forgotten.
+
+When a connection ends, gloo tells those who wait for messages that have not begun, and forgets the one whose message
+was on its way: that thread waits until the group's timeout, half an hour, while everybody else is free. It makes no
+difference whether the connection was cut here or the peer's process died; any large message can be hit.
+
+Such a thread is inside `UnboundBuffer::waitRecv` or `waitSend`, so the buffer's address stands in the topmost frames of
+its stack. What gloo does for the others is done for it from here: the buffer gets an exception to raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from nbsync.worker.groups.native import torch_library
+
+_TABLE = "_ZTVN4gloo9transport3tcp13UnboundBufferE"  # what objects of that class begin with, 16 bytes into it
+_TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
+_TOP = 4096  # bytes of a stack: the frames of a wait take much less
+_SAYS = b"Connection closed by peer in the middle of a message"
+_ERROR_SIZE = 16  # of a std::runtime_error
+
+Tell = Callable[[int], None]
+
+
+class Stranded:
+    """Finds and wakes them. Only those that were there at the look before as well: others may be about to move."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int]] = set()
+
+    def wake(self) -> None:
+        """To be called again and again while a thread stays in a collective whose connections have ended."""
+        try:
+            table, tell = _gloo()
+            found = set(_awaited(table))
+        except (OSError, AttributeError, ValueError):  # another build of torch, or a system that does not let us look
+            return
+        for _, buffer in found & self._seen:
+            tell(buffer)
+        self._seen = found - self._seen
+
+
+def _awaited(table: int) -> Iterator[tuple[int, int]]:
+    """The stacks at whose top there is a buffer, with its address."""
+    memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for top in _stacks():
+            for (word,) in struct.iter_unpack("N", os.pread(memory, _TOP, top)):
+                with suppress(OSError):  # no address, which most words are not
+                    if word % 8 == 0 and os.pread(memory, 8, word) == struct.pack("N", table):
+                        yield top, word
+    finally:
+        os.close(memory)
+
+
+def _stacks() -> Iterator[int]:
+    """The tops of the stacks of this process's main thread and of gloo's threads, of those that wait."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            if task.name == str(os.getpid()) or (task / "comm").read_text().startswith("pt_gloo"):
+                state = (task / "syscall").read_text().split()
+                if len(state) > 2:  # else it runs
+                    yield int(state[-2], 16)
+
+
+@cache
+def _gloo() -> tuple[int, Tell]:
+    """What a buffer of gloo's begins with, and a function that gives one an exception to raise.
+
+    Raises:
+        OSError, AttributeError, ValueError: this torch or its C++ library has not what is needed.
+    """
+    torch, cpp = torch_library("torch_cpu"), ctypes.CDLL("libstdc++.so.6")
+    signal_exception = torch[_TELL]
+    signal_exception.argtypes, signal_exception.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    make_exception = _exceptions(cpp)
+
+    def tell(buffer: int) -> None:
+        signal_exception(buffer, ctypes.byref(make_exception()))  # which takes it over
+
+    return ctypes.addressof(ctypes.c_char.in_dll(torch, _TABLE)) + 16, tell
+
+
+def _exceptions(cpp: ctypes.CDLL) -> Callable[[], ctypes.c_void_p]:
+    """A function that makes a pointer to an exception, as `std::make_exception_ptr` does."""
+    allocate, begin, construct, point = (
+        cpp["__cxa_allocate_exception"],
+        cpp["__cxa_init_primary_exception"],
+        cpp["_ZNSt13runtime_errorC1EPKc"],
+        cpp["_ZNSt15__exception_ptr13exception_ptrC1EPv"],
+    )
+    kind = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(cpp, "_ZTISt13runtime_error")))
+    destroy = ctypes.cast(cpp["_ZNSt13runtime_errorD1Ev"], ctypes.c_void_p)
+    allocate.argtypes, allocate.restype = [ctypes.c_size_t], ctypes.c_void_p
+
+    def make() -> ctypes.c_void_p:
+        thrown = ctypes.c_void_p(allocate(_ERROR_SIZE))
+        begin(thrown, kind, destroy)
+        construct(thrown, _SAYS)
+        pointer = ctypes.c_void_p()
+        point(ctypes.byref(pointer), thrown)
+        return pointer
+
+    return make
