@@ -24,7 +24,6 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
-from nbsync.worker.groups.stranded import Stranded
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
@@ -65,7 +64,6 @@ class Attendant:
         self._cpu = (0.0, 0.0)  # a time, and the processor time used until then
         self._enforced_run: int | None = None
         self._enforced_since = 0.0
-        self._stranded = Stranded()
         self._idle = threading.Event()
         self._pid = os.getpid()
 
@@ -139,8 +137,7 @@ class Attendant:
         self._interrupts.ask_again()
         if not self._is_enforcing or not self._is_still(now):
             return
-        if self._groups.was_cut:
-            self._stranded.wake()
+        self._groups.wake_stranded(now)
         if self.released is not None and run == self.released.run and now >= self._release_at:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:

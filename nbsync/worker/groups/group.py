@@ -26,6 +26,7 @@ from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
 from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, shut_down
+from nbsync.worker.groups.stranded import Stranded
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Shield: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -55,6 +56,7 @@ class GroupKeeper:
         self._users_level: int | None = None
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
+        self._stranded = Stranded()
         self._lost: dict[str, tuple[int, ...]] = {}
         self._connection: Store | None = None
         self._life_store: Store | None = None
@@ -109,6 +111,12 @@ class GroupKeeper:
             for sock in doomed:
                 shut_down(sock)
             nccl.abort_all()
+
+    def wake_stranded(self, now: float) -> None:
+        """After a cut: wake threads that gloo has forgotten, when it has closed the connections."""
+        with self._lock:
+            if self.was_cut and not self._sockets & open_sockets():
+                self._stranded.wake(now)
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""

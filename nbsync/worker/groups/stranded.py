@@ -25,18 +25,27 @@ _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception
 _TOP = 4096  # bytes of a stack: the frames of a wait take much less
 _SAYS = b"Connection closed by peer in the middle of a message"
 _ERROR_SIZE = 16  # of a std::runtime_error
+_BETWEEN = 0.04  # seconds between two looks
 
 Tell = Callable[[int], None]
 
 
 class Stranded:
-    """Finds and wakes them. Only those that were there at the look before as well: others may be about to move."""
+    """Finds and wakes them.
+
+    A buffer ends with its operation, so nobody else may be about to end it: gloo must have told all whom it tells,
+    which is so when it has closed the connections, and the thread must sleep, as it did at the look before.
+    """
 
     def __init__(self) -> None:
         self._seen: set[tuple[int, int]] = set()
+        self._looked = 0.0
 
-    def wake(self) -> None:
-        """To be called again and again while a thread stays in a collective whose connections have ended."""
+    def wake(self, now: float) -> None:
+        """To be called again and again while a thread stays in a collective whose connections gloo has closed."""
+        if now - self._looked < _BETWEEN:
+            return
+        self._looked = now
         try:
             table, tell = _gloo()
             found = set(_awaited(table))
@@ -54,19 +63,19 @@ def _awaited(table: int) -> Iterator[tuple[int, int]]:
         for top in _stacks():
             for (word,) in struct.iter_unpack("N", os.pread(memory, _TOP, top)):
                 with suppress(OSError):  # no address, which most words are not
-                    if word % 8 == 0 and os.pread(memory, 8, word) == struct.pack("N", table):
+                    if word % 8 == 0 and word >> 63 == 0 and os.pread(memory, 8, word) == struct.pack("N", table):
                         yield top, word
     finally:
         os.close(memory)
 
 
 def _stacks() -> Iterator[int]:
-    """The tops of the stacks of this process's main thread and of gloo's threads, of those that wait."""
+    """The tops of the stacks of this process's main thread and of gloo's threads, of those that sleep."""
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # the thread has ended
             if task.name == str(os.getpid()) or (task / "comm").read_text().startswith("pt_gloo"):
                 state = (task / "syscall").read_text().split()
-                if len(state) > 2:  # else it runs
+                if len(state) > 2 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
                     yield int(state[-2], 16)
 
 
