@@ -152,10 +152,9 @@ class Attendant:
                 self._groups.cut(with_store=in_c)
 
     def _is_still(self, now: float) -> bool:
-        """Whether the process does nothing, and so moves no data: what moves ends by itself, and may not be cut.
+        """Whether the process does nothing, and so moves no data: what moves is let through, and ends by itself.
 
-        Gloo can lose a transfer that is cut while its data flows: neither end would ever return. A process that waits
-        for its GPU is busy all the time, and NCCL's abort loses nothing that is not lost already.
+        A process that waits for its GPU is busy all the time, and NCCL's abort loses nothing that is not lost already.
         """
         if self._groups.use_nccl():
             return True

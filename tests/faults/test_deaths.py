@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 from worlds import GUARD, Ranks, Worlds
@@ -63,6 +65,28 @@ def test_row_05_last_line_is_told(pair: Ranks, end: str, told: str) -> None:
         assert re.search(rf"\(({told})\)", error.evalue), error.evalue
     finally:
         pair.bring_back(1)
+
+
+_LARGE = {
+    "broadcast from it": "dist.broadcast(big, src=1)",
+    "broadcast to it": "dist.broadcast(big, src=0)",
+    "all_gather": "dist.all_gather([torch.empty_like(big) for _ in range(world_size)], big)",
+    "recv": "dist.send(big, dst=0) if rank == 1 else dist.recv(big, src=1)",
+    "send": "dist.recv(big, src=0) if rank == 1 else dist.send(big, dst=1)",
+    "DDP construction": "torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4000, 4000))",
+}
+
+
+@pytest.mark.parametrize("operation", _LARGE)
+def test_row_06_sigkill_in_the_middle_of_a_message(pair: Ranks, operation: str) -> None:
+    """Who sends to the killed rank, or receives from it, is released also when half of a large message was through."""
+    pair.run("big = torch.ones(20_000_000)").ok()
+    victim = pair.pids()[1]
+    pair.begin(f"while True:\n    {_LARGE[operation]}")
+    os.kill(victim, signal.SIGKILL)
+    error = pair.notebook.wait(GUARD).failed("WorkerDied")
+    assert error.evalue.startswith("rank 1: the process was ended by SIGKILL")
+    pair.bring_back(1)
 
 
 @pytest.mark.parametrize("size", SIZES)
