@@ -51,6 +51,7 @@ kept = rank
 _TRAIN = "%%distributed\ntrain({steps})\nassert kept == rank"
 _REDUCE = "%%distributed\nt = torch.ones(1)\ndist.all_reduce(t)\nassert t.item() == world_size"
 _CYCLE = "%%distributed\nif rank == {hit}: raise ValueError('cycle')\ndist.barrier()"
+_FORGET = "get_ipython().history_manager.outputs.clear()"
 _PIDS = "import nbsync\nprint(*[state.pid for state in nbsync.session().status().ranks])"
 
 
@@ -111,6 +112,10 @@ class Soak:
         self._kernel.run(_CYCLE.format(hit=number % self._size), expected="error")
         self._kernel.run(_REDUCE)
 
+    def forget(self) -> None:
+        """Let IPython forget what the cells printed, which it keeps for good: it would be taken for growth."""
+        self._kernel.run(_FORGET)
+
     def usage(self) -> list[Usage]:
         """Of the kernel and of each rank."""
         time.sleep(_START)  # the store's side of a connection ends a moment after the rank's
@@ -142,8 +147,10 @@ def soak(options: argparse.Namespace) -> bool:
             count += 1
             if (now := time.monotonic() - begin) - shown >= _SHOW_EVERY:
                 shown = now
+                session.forget()
                 print(f"{now:>6.0f} s  kernel {Usage.of(kernel.pid)}; {count} faults", flush=True)
         session.train()
+        session.forget()
         last = Usage.of(kernel.pid)
         print(f"{count} faults: {', '.join(f'{name} {n}' for name, n in sorted(session.seen.items()))}")
         print(f"kernel at the start: {first}\nkernel at the end:   {last}")
