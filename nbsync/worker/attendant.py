@@ -137,7 +137,7 @@ class Attendant:
         self._interrupts.ask_again()
         if not self._is_enforcing or not self._is_still(now):
             return
-        self._groups.wake_stranded(now)
+        self._groups.wake_stranded()
         if self.released is not None and run == self.released.run and now >= self._release_at:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from torch.distributed import distributed_c10d
 from nbsync.errors import NbsyncError
 from nbsync.worker.groups import nccl
 from nbsync.worker.groups.native import torch_library
+from nbsync.worker.groups.stranded import BETWEEN, Stranded
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Backends: TypeAlias = dict[torch.device, Any]
@@ -33,6 +35,7 @@ Backends: TypeAlias = dict[torch.device, Any]
 _GLOO: Any = _distributed_c10d.ProcessGroupGloo
 _RELEASE = "_ZN4c10d12ProcessGroup17release_resourcesEv"
 _MEMBERS = range(8, 64, 8)  # offsets in a C++ object, after its table of methods
+_LOOKS = 25  # at threads that may be stranded: a second
 _SPARE_TYPES = range(7, 256, 2)  # torch names the types 0 to 6; the enum holds one byte
 
 
@@ -51,11 +54,14 @@ def make_fresh(pg: Any, ranks: Sequence[int], store: Store) -> Backends:
     return {device: made[id(backend)] for device, backend in earlier.items()}
 
 
-def replace(pg: Any, fresh: Mapping[torch.device, Any], life: int) -> None:
+def replace(pg: Any, fresh: Mapping[torch.device, Any], life: int) -> list[Any]:
     """Let `pg` use `fresh` from now on. In the moment that this takes nobody else may ask it for its backends.
 
     Args:
         life: which life of the groups begins with it, from 1.
+
+    Returns:
+        The earlier backends, for `let_go`.
 
     Raises:
         NbsyncError: earlier backends stay in this torch, and there is no type left.
@@ -66,8 +72,26 @@ def replace(pg: Any, fresh: Mapping[torch.device, Any], life: int) -> None:
         pg._register_backend(device, kind_of(backend), backend)
     pg._set_group_name(name)
     pg._set_group_desc(description)
-    # Not here: a backend waits for its threads when it goes, and one that gloo has lost the data of waits for ever.
-    threading.Thread(target=earlier.clear, name="nbsync-earlier-backends", daemon=True).start()
+    return list(earlier.values())
+
+
+def let_go(earlier: list[Any], threads: frozenset[int]) -> None:
+    """Let go of backends, in a thread of its own: one that goes waits for its threads.
+
+    Args:
+        earlier: the list is emptied, and must hold the last references.
+        threads: gloo's that these backends had, of which some may be stranded.
+    """
+
+    def run() -> None:
+        stranded = Stranded(threads)
+        for _ in range(_LOOKS):
+            if not stranded.wake():
+                break
+            time.sleep(BETWEEN)
+        earlier.clear()
+
+    threading.Thread(target=run, name="nbsync-earlier-backends", daemon=True).start()
 
 
 def _backends(pg: Any) -> Backends:

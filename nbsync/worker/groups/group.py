@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
@@ -20,13 +21,13 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from nbsync.worker.groups import nccl
-from nbsync.worker.groups.backends import make_fresh, replace
+from nbsync.worker.groups.backends import let_go, make_fresh, replace
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
 from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, shut_down
-from nbsync.worker.groups.stranded import Stranded
+from nbsync.worker.groups.stranded import Stranded, gloo_threads
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Shield: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -35,6 +36,7 @@ _GROUPS_PER_LIFE = 10_000
 _DEFAULT_GROUP = "0"  # the name that torch gives to the first group
 _CPU = torch.device("cpu")
 _ERRORS_ONLY = 2  # a level of torch's C++ log
+_TELLING = 0.4  # seconds after a cut in which gloo tells those who wait
 _OWN_DESCRIPTORS = 16  # that a heal may need beside one for each peer
 
 
@@ -56,7 +58,7 @@ class GroupKeeper:
         self._users_level: int | None = None
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
-        self._stranded = Stranded()
+        self._stranded, self._cut_at = Stranded(), 0.0
         self._lost: dict[str, tuple[int, ...]] = {}
         self._connection: Store | None = None
         self._life_store: Store | None = None
@@ -100,7 +102,8 @@ class GroupKeeper:
             with_store: also free a wait for the store, as in a group that is being created.
         """
         with self._lock:
-            self.was_cut = True
+            if not self.was_cut:
+                self.was_cut, self._cut_at = True, time.monotonic()
             doomed = set(self._sockets)
             if self._before is not None:
                 doomed |= connected_sockets() - self._before
@@ -112,11 +115,14 @@ class GroupKeeper:
                 shut_down(sock)
             nccl.abort_all()
 
-    def wake_stranded(self, now: float) -> None:
-        """After a cut: wake threads that gloo has forgotten, when it has closed the connections."""
+    def wake_stranded(self) -> None:
+        """After a cut: wake threads that gloo has forgotten.
+
+        It has told all others when it has closed the connections, which it does not do with all of them.
+        """
         with self._lock:
-            if self.was_cut and not self._sockets & open_sockets():
-                self._stranded.wake(now)
+            if self.was_cut and (time.monotonic() > self._cut_at + _TELLING or not self._sockets & open_sockets()):
+                self._stranded.wake()
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""
@@ -164,9 +170,13 @@ class GroupKeeper:
             self._sockets.clear()
         store = self._new_store(life)
         known = self._known_to_all(store)
-        for pg in list(c10d._world.pg_map):
-            if pg.group_name in known:
-                self._renew(pg, known[pg.group_name], store, life)
+        threads, earlier = gloo_threads(), list[Any]()
+        try:
+            for pg in list(c10d._world.pg_map):
+                if pg.group_name in known:
+                    self._renew(pg, known[pg.group_name], store, life, earlier)
+        finally:
+            let_go(earlier, threads)
         self._models.agree(store, known)
         self._settle(life, store)
         self.was_cut = False
@@ -176,11 +186,11 @@ class GroupKeeper:
         self._lost.update(lost)
         return list(lost.values())
 
-    def _renew(self, pg: Any, ranks: list[int], store: Store, life: int) -> None:
-        """Give a group fresh backends. All its ranks do it together."""
+    def _renew(self, pg: Any, ranks: list[int], store: Store, life: int, earlier: list[Any]) -> None:
+        """Give a group fresh backends; `earlier` takes those that it had. All its ranks do it together."""
         fresh = make_fresh(pg, ranks, PrefixStore(pg.group_name, store))
         with self._shield(), self._lock:  # a cut asks the groups for their backends
-            replace(pg, fresh, life)
+            earlier += replace(pg, fresh, life)
         nccl.connect(pg)
 
     def _known_to_all(self, store: Store) -> dict[str, list[int]]:

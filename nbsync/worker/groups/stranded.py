@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -25,7 +26,7 @@ _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception
 _TOP = 4096  # bytes of a stack: the frames of a wait take much less
 _SAYS = b"Connection closed by peer in the middle of a message"
 _ERROR_SIZE = 16  # of a std::runtime_error
-_BETWEEN = 0.04  # seconds between two looks
+BETWEEN = 0.04  # seconds between two looks
 
 Tell = Callable[[int], None]
 
@@ -33,34 +34,45 @@ Tell = Callable[[int], None]
 class Stranded:
     """Finds and wakes them.
 
-    A buffer ends with its operation, so nobody else may be about to end it: gloo must have told all whom it tells,
-    which is so when it has closed the connections, and the thread must sleep, as it did at the look before.
+    A buffer ends with its operation, so the operation may not be about to end: it was given the time to, and its thread
+    sleeps where it slept at the look before.
+
+    Args:
+        threads: only these, by number; None for the main thread and all of gloo's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: frozenset[int] | None = None) -> None:
+        self._threads = threads
         self._seen: set[tuple[int, int]] = set()
         self._looked = 0.0
 
-    def wake(self, now: float) -> None:
-        """To be called again and again while a thread stays in a collective whose connections gloo has closed."""
-        if now - self._looked < _BETWEEN:
-            return
+    def wake(self) -> bool:
+        """To be called again and again, when the connections have ended. Returns whether somebody still waits."""
+        now = time.monotonic()
+        if now - self._looked < BETWEEN:
+            return True
         self._looked = now
         try:
             table, tell = _gloo()
-            found = set(_awaited(table))
+            found = set(_awaited(table, self._threads))
         except (OSError, AttributeError, ValueError):  # another build of torch, or a system that does not let us look
-            return
+            return False
         for _, buffer in found & self._seen:
             tell(buffer)
         self._seen = found - self._seen
+        return bool(found)
 
 
-def _awaited(table: int) -> Iterator[tuple[int, int]]:
+def gloo_threads() -> frozenset[int]:
+    """The threads, by number, in which gloo's collectives run."""
+    return frozenset(int(task.name) for task in _tasks() if _is_gloos(task))
+
+
+def _awaited(table: int, threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
     """The stacks at whose top there is a buffer, with its address."""
     memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for top in _stacks():
+        for top in _stacks(threads):
             for (word,) in struct.iter_unpack("N", os.pread(memory, _TOP, top)):
                 with suppress(OSError):  # no address, which most words are not
                     if word % 8 == 0 and word >> 63 == 0 and os.pread(memory, 8, word) == struct.pack("N", table):
@@ -69,14 +81,26 @@ def _awaited(table: int) -> Iterator[tuple[int, int]]:
         os.close(memory)
 
 
-def _stacks() -> Iterator[int]:
-    """The tops of the stacks of this process's main thread and of gloo's threads, of those that sleep."""
-    for task in Path("/proc/self/task").iterdir():
+def _stacks(threads: frozenset[int] | None) -> Iterator[int]:
+    """The tops of the stacks of threads that sleep."""
+    for task in _tasks():
         with suppress(OSError):  # the thread has ended
-            if task.name == str(os.getpid()) or (task / "comm").read_text().startswith("pt_gloo"):
+            number = int(task.name)
+            if number in threads if threads is not None else number == os.getpid() or _is_gloos(task):
                 state = (task / "syscall").read_text().split()
                 if len(state) > 2 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
                     yield int(state[-2], 16)
+
+
+def _tasks() -> Iterator[Path]:
+    return Path("/proc/self/task").iterdir()
+
+
+def _is_gloos(task: Path) -> bool:
+    try:
+        return (task / "comm").read_text().startswith("pt_gloo")
+    except OSError:  # the thread has ended
+        return False
 
 
 @cache
