@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from worlds import Ranks
+import os
+import time
+
+from worlds import GUARD, SETTLED, Ranks
+
+from notebooks import poll
 
 _FAIL = "if rank == 0:\n    inject.raise_error('row 42')\ndist.barrier()"
 _TRAIN = """
@@ -15,6 +20,10 @@ _ANOTHER_TORCH = """
 from nbsync.worker.groups import backends
 backends._release_resources, kept = lambda: None, backends._release_resources
 """
+
+
+def _threads(pids: list[int]) -> list[int]:
+    return [len(os.listdir(f"/proc/{pid}/task")) for pid in pids]
 
 
 def _heal(ranks: Ranks, times: int = 1) -> None:
@@ -56,6 +65,23 @@ def test_row_42_a_backend_in_use_outlives_its_group_s_life(pair: Ranks) -> None:
     error = pair.fail("work.wait()", "RuntimeError")
     assert "Connection closed by peer" in error.evalue
     pair.assert_whole()
+
+
+def test_row_42_nobody_is_stranded(pair: Ranks) -> None:
+    """Threads that were in the middle of large messages end with the backend that they worked for."""
+    pids = pair.pids()
+    _heal(pair)
+    time.sleep(SETTLED)  # the backend before that is on its way out
+    before = _threads(pids)
+    for hit in (0, 1) * 5:
+        pair.fail(
+            "large = [dist.broadcast(torch.ones(5_000_000), src=0, async_op=True) for _ in range(3)]\n"
+            f"if rank == {hit}:\n    inject.raise_error('row 42')\n[work.wait() for work in large]",
+            "ValueError",
+        )
+        pair.assert_whole()
+    poll(lambda: _threads(pids) == before, GUARD)
+    assert _threads(pids) == before
 
 
 def test_row_42_another_torch(pair: Ranks) -> None:
