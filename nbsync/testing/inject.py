@@ -17,11 +17,11 @@ import ctypes
 import math
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from itertools import repeat
@@ -37,6 +37,12 @@ from nbsync.testing.schedule import FAULTS as FAULTS
 from nbsync.testing.schedule import Fault as Fault
 from nbsync.testing.schedule import Planned as Planned
 from nbsync.testing.schedule import Schedule as Schedule
+from nbsync.testing.surroundings import change_surroundings as change_surroundings
+from nbsync.testing.surroundings import close_stdio as close_stdio
+from nbsync.testing.surroundings import exhaust_descriptors as exhaust_descriptors
+from nbsync.testing.surroundings import fork_child as fork_child
+from nbsync.testing.surroundings import ignore_termination as ignore_termination
+from nbsync.testing.surroundings import leak_memory as leak_memory
 
 _FOREVER = 1_000_000.0  # seconds
 
@@ -199,6 +205,16 @@ def miss_collective(rank: int = 1) -> None:
         dist.all_reduce(torch.ones(1))
 
 
+def die_in_a_message(rank: int = 1, megabytes: float = 80.0, after: float = 0.2) -> None:
+    """`rank` is killed `after` seconds, while it broadcasts one tensor of `megabytes` after the other."""
+    dist, torch = _torch()
+    if dist.get_rank() == rank:
+        threading.Timer(after, kill).start()
+    tensor = torch.ones(int(megabytes * (1 << 18)))
+    while True:
+        dist.broadcast(tensor, src=rank)
+
+
 def mismatched_shapes(rank: int = 1) -> None:
     """`rank` brings a tensor of another size to an all_reduce."""
     dist, torch = _torch()
@@ -259,55 +275,3 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-# ---- what a process has ----
-
-
-def close_stdio() -> None:
-    """Close descriptors 1 and 2, as daemons do."""
-    os.close(1)
-    os.close(2)
-
-
-def change_surroundings(folder: str) -> None:
-    """Change the working directory, the environment and the umask."""
-    os.chdir(folder)
-    os.environ.clear()
-    os.umask(0o777)
-
-
-def fork_child(seconds: float = _FOREVER) -> int:
-    """Fork a child that sleeps in a copy of this rank; returns its process id."""
-    pid = os.fork()
-    if not pid:
-        try:
-            time.sleep(seconds)
-        finally:
-            os._exit(0)
-    return pid
-
-
-def ignore_termination() -> None:
-    """Ignore SIGTERM and SIGHUP."""
-    for sig in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sig, signal.SIG_IGN)
-
-
-def exhaust_descriptors() -> list[int]:
-    """Open files until the process may open no more; returns their descriptors."""
-    opened: list[int] = []
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
-    try:
-        while True:
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        return opened
-
-
-def leak_memory(megabytes: float) -> bytearray:
-    """Take memory and touch it; it is given back when the returned object goes."""
-    taken = bytearray(int(megabytes * (1 << 20)))
-    taken[::4096] = b"\1" * len(taken[::4096])
-    return taken

@@ -39,6 +39,7 @@ FAULTS = (
     Fault("os._exit", 4, "inject.exit_process()", kills=True),
     Fault("segfault", 5, "inject.segfault()", kills=True),
     Fault("SIGKILL", 6, "inject.kill()", kills=True),
+    Fault("SIGKILL in a large message", 6, "inject.die_in_a_message(hit)", on_all=True, kills=True),
     Fault("abort", 7, "inject.abort('injected assertion')", kills=True),
     Fault("out of memory", 8, "inject.torch_out_of_memory()"),
     Fault("shapes", 10, "inject.mismatched_shapes(hit)", on_all=True),
