@@ -20,6 +20,7 @@ from kernels import Cell, CellFailed, Kernel
 from report import heading
 
 _SETTLED = 0.15  # seconds after the fault's moment until an interrupt is sent
+_PAUSE = 1.0  # seconds before the first fault, as a user makes them: idle ranks get ready for errors in it
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Bench:
         self._draw = random.Random(seed)
         kernel.run(f"%nbsync start -n {size}")
         self._prepare("all")
+        time.sleep(_PAUSE)
 
     def hit(self, fault: Fault, times: Times) -> None:
         """Inject the fault once, and add how long it took."""

@@ -38,6 +38,7 @@ from nbsync.protocol.messages import (
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
+from nbsync.worker.ahead import next_request, steps_to_first_traceback
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.barrier import set_notes
@@ -147,8 +148,9 @@ class Worker:
         """Start up, then answer requests one by one."""
         self._wait_for_begin()
         self.channel.send(Ready(self.spec.rank, self._start_up()))
+        ahead = steps_to_first_traceback(self.shell)
         while True:
-            request = self.attendant.inbox.get()
+            request = next_request(self.attendant.inbox, ahead)
             if isinstance(request, Stop):
                 self.streams.flush()
                 self.attendant.drain(timeout=1.0)

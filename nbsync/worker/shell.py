@@ -90,7 +90,7 @@ class WorkerShell:
         outcome = self.shell.run_cell(code, store_history=False)
         error = outcome.error_before_exec or outcome.error_in_exec
         outcome.error_before_exec = outcome.error_in_exec = None  # a frame of the error's traceback holds `outcome`
-        self._forget()
+        self.forget()
         if error is None:
             return CellOutcome(result=self._hook.take())
         return CellOutcome(error=error, traceback=self._traceback)
@@ -110,7 +110,7 @@ class WorkerShell:
             trace = trace.tb_next if trace is not None else None
         return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let go of the last error, whose frames would keep the user's objects alive."""
         self.shell.last_execution_result = None
         handler = self.shell.InteractiveTB
