@@ -67,19 +67,19 @@ class Fleet:
     # ---- starting and ending ----
 
     def start(self) -> None:
-        """Start all workers and wait until they are up.
+        """Start all workers and wait until they are up. When that fails, whoever has called it closes the fleet.
 
         Raises:
             StartError: some did not come up; none is left running.
+            Interrupted: the user gave it up; none is left running.
         """
-        self._rendezvous = Rendezvous.bind(self.plan.host, self.plan.port)
-        self.common = Common.of(vars(sys.modules["__main__"]))
-        try:
+        with sigint_later():  # what is made here must be known to `close`
+            self._rendezvous = Rendezvous.bind(self.plan.host, self.plan.port)
             self._take_precautions()
-            self._bring_up(range(self.size))
-        except BaseException:  # also an interrupt: all or nothing
-            self.close()
-            raise
+        with suppress(OSError):  # only tidiness
+            sweep()
+        self.common = Common.of(vars(sys.modules["__main__"]))
+        self._bring_up(range(self.size))
 
     def refill(self, ranks: Sequence[int], mend: Callable[[int], None]) -> None:
         """Replace the workers of `ranks` by fresh ones, copies of the notebook as it is now.
@@ -100,7 +100,16 @@ class Fleet:
         self._bring_up(ranks, meanwhile=lambda: mend(life))
 
     def close(self) -> None:
-        """End all workers, those that do not follow by force. Idempotent."""
+        """End all workers, those that do not follow by force. An interrupt waits until that is done. Idempotent."""
+        with sigint_later():
+            self._close()
+
+    def abandon(self) -> None:
+        """Close what has failed, or was interrupted. Another interrupt changes nothing."""
+        with sigint_to(lambda: None):
+            self._close()
+
+    def _close(self) -> None:
         self._closed = True
         self._end(self.traffic.processes())
         self.traffic.clear()
@@ -123,7 +132,6 @@ class Fleet:
         with suppress(OSError):  # a full disk: then there are no logs, and the workers use the common folder
             self._scratch.make()
             self._logs = Logs(self._scratch.path)
-            sweep()
 
     def _watch(self) -> None:
         if self._guard is not None:
@@ -146,11 +154,11 @@ class Fleet:
         start = self.traffic.new_run(ranks)
         try:
             self._engine.prepare(specs, self._inherited, self.common)
-            with sigint_later():  # no worker may be started and forgotten
-                for process in self._engine.start(specs, self._inherited, self.common):
+            with sigint_later() as interrupt:  # no worker may be started and forgotten
+                for process in self._engine.start(specs, self._inherited, self.common, interrupt):
                     self.traffic.add(process, start)
                 self._watch()
-            self._rendezvous.serve(self.size)
+                self._rendezvous.serve(self.size)
             for rank in ranks:
                 self.traffic.send(rank, Begin())
             startup = Startup(start, self.traffic, self._engine.method)
@@ -158,7 +166,8 @@ class Fleet:
             meanwhile()
             startup.wait_until_up()
         except BaseException:  # also an interrupt
-            self._end(self.traffic.processes(ranks))
+            with sigint_to(lambda: None):  # another one changes nothing
+                self._end(self.traffic.processes(ranks))
             raise
 
     def _end(self, processes: Sequence[Process]) -> None:

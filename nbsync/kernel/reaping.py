@@ -13,9 +13,34 @@ def kill_and_reap(pid: int) -> int:
     Returns:
         The status as `waitpid` gives it; 0 when somebody else in the notebook took it, who waited for all children.
     """
+    if not _is_child(pid):
+        return 0
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     try:
         return os.waitpid(pid, 0)[1]
     except ChildProcessError:
         return 0
+
+
+def kill_and_reap_group(leader: int) -> None:
+    """End the child `leader` and its whole process group, and wait until all of them have ended that are children.
+
+    For a process that adopts orphans these are all of them: when a process ends, its children are adopted first.
+    """
+    if not _is_child(leader):
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-leader, 0)
+
+
+def _is_child(pid: int) -> bool:
+    """Whether it is a child still: the number of one that was reaped may be a stranger's by now."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

@@ -14,8 +14,10 @@ from nbsync.kernel.ask import Ranks, ask, ask_for_values, choose, raise_for
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.results import show_results
+from nbsync.kernel.sigint import sigint_later
 from nbsync.kernel.sources import sources_of
 from nbsync.kernel.start.devices import count_gpus, place
+from nbsync.kernel.start.loading import load
 from nbsync.kernel.start.methods import check_start_method
 from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
 from nbsync.kernel.state import Phase, Snapshot
@@ -104,15 +106,18 @@ class Session:
         for line in (take_note(), plan.placement.note):
             if line:
                 tell(make_sink(), line)
-        self._fleet = self._start_fleet()
-        current.add(self)
+        self._start_fleet()
 
-    def _start_fleet(self) -> Fleet:
-        from nbsync.kernel.engines.local import LocalEngine  # imports torch
-
-        fleet = Fleet(self._plan, LocalEngine(self._plan.start_method), self._inherited)
-        fleet.start()
-        return fleet
+    def _start_fleet(self) -> None:
+        engine = load("nbsync.kernel.engines.local").LocalEngine(self._plan.start_method)
+        self._fleet = Fleet(self._plan, engine, self._inherited)
+        try:
+            self._fleet.start()
+            current.add(self)
+        except BaseException:  # also an interrupt: all or nothing
+            self._fleet.abandon()
+            current.remove(self)
+            raise
 
     # ---- what it is ----
 
@@ -284,14 +289,14 @@ class Session:
             sink = make_sink()
             return refill(self._fleet, choose(self._fleet, ranks), sink, partial(tell, sink))
         self._fleet.close()
-        self._fleet = self._start_fleet()
-        current.add(self)
+        self._start_fleet()
         return tuple(range(self.world_size))
 
     def close(self) -> None:
         """End all workers. Their variables are lost; calling it again does nothing."""
-        self._fleet.close()
-        current.remove(self)
+        with sigint_later():
+            self._fleet.close()
+            current.remove(self)
 
     def __enter__(self) -> Session:
         return self

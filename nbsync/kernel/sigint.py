@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from nbsync.errors import Interrupted
+
 
 @contextmanager
 def sigint_to(callback: Callable[[], object]) -> Iterator[None]:
@@ -29,11 +31,41 @@ def sigint_to(callback: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+class PutOff:
+    """An interrupt that waits until it can do no harm. Whatever takes long looks at it now and then.
+
+    Attributes:
+        is_asked: whether the user has asked for one.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    def ask(self) -> None:
+        """The user asks for it."""
+        self.is_asked = True
+
+    def check(self, doing: str) -> None:
+        """Raise it if it was asked for: nothing is lost by it here.
+
+        Args:
+            doing: what is cut off by it, e.g. "forking the workers".
+
+        Raises:
+            Interrupted: it says so.
+        """
+        if self.is_asked:
+            raise Interrupted([f"while {doing}"])
+
+
 @contextmanager
-def sigint_later() -> Iterator[None]:
-    """Raise KeyboardInterrupt, if it was asked for meanwhile, only at the end of the block."""
-    asked: list[bool] = []
-    with sigint_to(lambda: asked.append(True)):
-        yield
-    if asked:
-        raise KeyboardInterrupt
+def sigint_later() -> Iterator[PutOff]:
+    """Raise KeyboardInterrupt, if it was asked for meanwhile, only at the end of the block, or where it checks.
+
+    Within another such block the interrupt waits for the end of that.
+    """
+    interrupt = PutOff()
+    with sigint_to(interrupt.ask):
+        yield interrupt
+    if interrupt.is_asked:
+        signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,8 @@
-"""What the notebook and its fork server say to each other: lengths, pickled answers, and descriptors beside them."""
+"""What the notebook and its fork server say to each other: lengths, pickled messages, and descriptors beside them.
+
+The server sends an `Answer` when it is ready. To a request its helper sends any number of `Arriving`, then an `Answer`;
+when the helper has ended the server sends its exit status, as `waitpid` gives it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class Answer:
 
 
 def send(sock: socket.socket, what: Any) -> None:
-    """Send an `Answer`, or the status with which a helper has ended."""
+    """Send an `Arriving`, an `Answer`, or the status with which a helper has ended."""
     data = pickle.dumps(what)
     sock.sendall(COUNT.pack(len(data)) + data)
 

@@ -13,12 +13,13 @@ import pickle
 import struct
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dill
 
+from nbsync.errors import Interrupted
 from nbsync.protocol.serial import Common, Pickler
 from nbsync.protocol.spec import WorkerSpec
 
@@ -91,6 +92,8 @@ class Variables:
                 try:
                     pickler.dump(value)
                     packed.parts.append(part)
+                except KeyboardInterrupt:
+                    raise Interrupted([f"while packing {spoken(name)} for the workers"]) from None
                 except Exception:  # a user's __reduce__ may raise anything
                     packed.missing[name] = _type_name(value)
                     packed._roll_back(part, file, pickler)
@@ -106,10 +109,15 @@ class Variables:
             del pickler.memo[key]
         pickler._postproc.clear()
 
-    def unpack(self) -> Iterator[tuple[str, Any, Exception | None]]:
-        """Each variable's name with its value, or with the error that kept it from being rebuilt."""
+    def unpack(self, begin: Callable[[str], None]) -> Iterator[tuple[str, Any, Exception | None]]:
+        """Each variable's name with its value, or with the error that kept it from being rebuilt.
+
+        Args:
+            begin: is told the name of each before it is rebuilt.
+        """
         unpickler = self._unpickler_at(0, {})
         for index, part in enumerate(self.parts):
+            begin(part.name)
             try:
                 value, error = unpickler.load(), None
             except Exception as problem:  # a missing module, a user's __setstate__
@@ -166,6 +174,11 @@ def read_luggage(fd: int) -> tuple[Settings, tuple[WorkerSpec, ...], Variables]:
         end = start + length
         buffers.append(mapped[start:end])
     return settings, specs, Variables(stream, buffers, parts)
+
+
+def spoken(name: str) -> str:
+    """A variable as the user knows it."""
+    return "the function or its arguments" if name == CALL else repr(name)
 
 
 def _anonymous_file() -> int:

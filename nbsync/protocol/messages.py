@@ -127,6 +127,13 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Arriving:
+    """A process that is no copy of the notebook becomes like it; `step` is what it does now: "rebuilding 'x'"."""
+
+    step: str
+
+
+@dataclass(frozen=True)
 class Alive:
     """The worker runs, and has computed with several threads: what did not survive the fork would have shown."""
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import linecache
 import os
+import socket
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from nbsync.protocol import side
-from nbsync.protocol.luggage import CALL, Settings, Variables, read_luggage
+from nbsync.protocol.channel import pack_message
+from nbsync.protocol.luggage import CALL, Settings, Variables, read_luggage, spoken
+from nbsync.protocol.messages import Arriving
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
 from nbsync.worker.shell import make_shell
@@ -58,23 +61,38 @@ def look_up(fd: int) -> tuple[Settings, tuple[WorkerSpec, ...], Variables]:
     return settings, specs, variables
 
 
-def unpack_all(shell: Any, settings: Settings, specs: tuple[WorkerSpec, ...], variables: Variables) -> Arrived:
-    """Rebuild the notebook's variables in this process."""
+def unpack_all(
+    shell: Any, settings: Settings, specs: tuple[WorkerSpec, ...], variables: Variables, tell: Callable[[str], None]
+) -> Arrived:
+    """Rebuild the notebook's variables in this process.
+
+    Args:
+        tell: is told each step as it begins: the user's code may take long in it, or for ever.
+    """
     arrived = Arrived(settings, specs)
     _missing.update({name: f"{kind} that cannot be sent between processes" for name, kind in settings.missing.items()})
-    _configure(shell, settings, arrived)
-    for name, value, error in variables.unpack():
+    _configure(shell, settings, arrived, tell)
+    for name, value, error in variables.unpack(lambda name: tell(f"rebuilding {spoken(name)}")):
         if error is not None:
             why = f"{type(error).__name__}: {error}"
             _missing[name] = f"value that could not be rebuilt on the rank ({why})"
-            arrived.complaints.append(f"{_spoken(name)} could not be rebuilt on the ranks: {why}")
+            arrived.complaints.append(f"{spoken(name)} could not be rebuilt on the ranks: {why}")
         elif name == CALL:
             arrived.inherited = value
         else:
             shell.user_ns[name] = value
     objects = {name: shell.user_ns[name] for name in settings.known if name in shell.user_ns}
     arrived.common = Common(objects)
+    tell("setting up")
     return arrived
+
+
+def tell_on(sock: socket.socket) -> Callable[[str], None]:
+    """Tells the steps to who waits for this worker, on its channel's socket before there is the channel.
+
+    It may block, until the notebook reads it.
+    """
+    return lambda step: sock.sendall(b"".join(pack_message(Arriving(step))))
 
 
 def explain_missing(error: BaseException) -> None:
@@ -87,12 +105,13 @@ def explain_missing(error: BaseException) -> None:
     )
 
 
-def _configure(shell: Any, settings: Settings, arrived: Arrived) -> None:
+def _configure(shell: Any, settings: Settings, arrived: Arrived, tell: Callable[[str], None]) -> None:
     """The shell's traits, its extensions, and the sources of the notebook's cells."""
     for trait, value in settings.shell.items():
         setattr(shell, trait, value)
     _know_cells(shell, settings.cells)
     for extension in settings.extensions:
+        tell(f"repeating %load_ext {extension}")
         try:
             shell.extension_manager.load_extension(extension)
         except Exception as error:  # an extension may raise anything, and a cell may do without it
@@ -103,7 +122,3 @@ def _know_cells(shell: Any, cells: Mapping[str, tuple[int, Any]]) -> None:
     for filename, (number, lines) in cells.items():
         shell.compile._filename_map[filename] = number
         linecache.cache[filename] = (sum(map(len, lines)), None, list(lines), filename)
-
-
-def _spoken(name: str) -> str:
-    return "the function or its arguments" if name == CALL else repr(name)

@@ -27,10 +27,10 @@ def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kern
     for fd in (luggage, channel, stdout, stderr):  # not for the programs that the user's code starts
         os.set_inheritable(fd, False)
     from nbsync.worker import main as worker
-    from nbsync.worker.arrival import look_up, make_main_module, unpack_all
+    from nbsync.worker.arrival import look_up, make_main_module, tell_on, unpack_all
 
     shell = make_main_module()
     found = look_up(luggage)
     os.close(luggage)
     ends = worker.Endpoints(socket.socket(fileno=channel), stdout, stderr, kernel_pid)
-    worker.work_fresh(index, ends, partial(unpack_all, shell, *found))
+    worker.work_fresh(index, ends, partial(unpack_all, shell, *found, tell_on(ends.channel)))

@@ -5,6 +5,9 @@ notebook's variables once, forks the workers, which share them, and exits. With 
 the notebook, which asked the system for its orphans (a "subreaper"): it watches and reaps them as if it had forked
 them itself, and they die with it.
 
+The notebook may give a request up at any moment, and then must find all that has come of it: until a worker's number
+is told, it is in the server's process group, in which the helper is too.
+
 The helper unpickles in a thread of its own: the thread that forks must never have computed (OpenMP's pools do not
 survive a fork), and the workers' main thread is a copy of the one that forked.
 """
@@ -20,13 +23,17 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 
 from nbsync.protocol.forking import APART, COUNT, Answer, read, send
+from nbsync.protocol.messages import Arriving
 from nbsync.worker import main as worker
-from nbsync.worker.arrival import Arrived, look_up, make_main_module, unpack_all
+from nbsync.worker.arrival import Arrived, look_up, make_main_module, tell_on, unpack_all
 from nbsync.worker.process import die_with
 
 _ADOPTION_LIMIT = 10.0  # seconds until the notebook has taken over an orphan
@@ -43,18 +50,26 @@ def serve(fd: int) -> NoReturn:
         except EOFError:
             os._exit(0)
         server = os.getpid()
-        helper = os.fork()
+        try:
+            helper = os.fork()
+        except OSError as error:
+            send(sock, _refusal(error))
+            os._exit(0)  # what else was sent for the request is still on its way
         if not helper:
             try:
                 _help(shell, sock, count & ~APART, bool(count & APART), server)
             except OSError as error:
-                send(sock, Answer(problem=error.strerror or str(error), errno=error.errno or errno.EIO))
+                send(sock, _refusal(error))
             except BaseException:
                 send(sock, Answer(problem=traceback.format_exc()))
             finally:
                 os._exit(0)
         _, status = os.waitpid(helper, 0)
         send(sock, status)
+
+
+def _refusal(error: OSError, pids: Sequence[int] = ()) -> Answer:
+    return Answer(tuple(pids), problem=error.strerror or str(error), errno=error.errno or errno.EIO)
 
 
 def _help(shell: Any, sock: socket.socket, count: int, apart: bool, server: int) -> None:
@@ -66,7 +81,8 @@ def _help(shell: Any, sock: socket.socket, count: int, apart: bool, server: int)
         os.dup2(source, target)  # what importing the notebook's modules prints is the first rank's
     arrived = _Arrival(shell, luggage[0])
     if not apart:
-        arrived.run_in_thread()
+        arrived.run_in_thread(lambda step: send(sock, Arriving(f"{step} for the workers")))
+        send(sock, Arriving("forking the workers"))
         if torch.cuda.is_initialized() or torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
             send(sock, Answer(spoiled=True))
             return
@@ -81,9 +97,12 @@ def _help(shell: Any, sock: socket.socket, count: int, apart: bool, server: int)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        send(sock, Answer(pids=tuple(pids), problem=error.strerror or str(error), errno=error.errno or 0))
+        send(sock, _refusal(error, pids))
         return
     send(sock, Answer(pids=tuple(pids)))
+    for pid in pids:  # so that none is in the server's group any more when the helper has ended
+        with suppress(ProcessLookupError):
+            os.setpgid(pid, pid)
 
 
 class _Arrival:
@@ -100,23 +119,23 @@ class _Arrival:
     def kernel_pid(self) -> int:
         return self._found[0].kernel_pid
 
-    def run_in_thread(self) -> None:
-        thread = threading.Thread(target=self._run)
+    def run_in_thread(self, tell: Callable[[str], None]) -> None:
+        thread = threading.Thread(target=self._run, args=(tell,))
         thread.start()
         thread.join()
         if self._problem is not None:
             raise self._problem
 
-    def get(self) -> Arrived:
+    def get(self, tell: Callable[[str], None]) -> Arrived:
         if self._arrived is None:
-            self._run()
+            self._run(tell)
         if self._arrived is None:
             raise self._problem or RuntimeError("nothing arrived")
         return self._arrived
 
-    def _run(self) -> None:
+    def _run(self, tell: Callable[[str], None]) -> None:
         try:
-            self._arrived = unpack_all(self._shell, *self._found)
+            self._arrived = unpack_all(self._shell, *self._found, tell)
         except BaseException as problem:  # raised again where the outcome is asked for
             self._problem = problem
 
@@ -135,7 +154,7 @@ def _fork_worker(index: int, sock: socket.socket, ends: list[list[int]], arrived
         _wait_until_adopted(helper)
         channel, stdout, stderr = ends[index]
         own = worker.Endpoints(socket.socket(fileno=channel), stdout, stderr, arrived.kernel_pid)
-        worker.work_fresh(index, own, arrived.get)
+        worker.work_fresh(index, own, partial(arrived.get, tell_on(own.channel)))
     finally:
         os._exit(70)
 

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from worlds import SETTLED, Holdings, Ranks, suffer
+from holdings import Holdings
+from worlds import SETTLED, Ranks, suffer
 
 from nbsync.testing.inject import FAULTS, Schedule
 from notebooks import alive, family

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+
+from holdings import Holdings, assert_no_more
 
 from nbsync.testing.inject import Planned
-from notebooks import CellError, Notebook, Outcome, alive, family, listeners, poll
+from notebooks import CellError, Notebook, Outcome
 
 GUARD = 20.0  # seconds: only to tell a hang from a slow machine
-CLEAN_LIMIT = 3.0
 LATER = 1.2  # seconds until another interrupt is meant as one: a second press in one moment is not
 SETTLED = 0.3  # seconds in which a rank that printed something gets to its next line
-
-
-@dataclass(frozen=True)
-class Holdings:
-    """What the kernel holds: to be the same before and after a fault."""
-
-    processes: int
-    descriptors: Counter[str]
-    listeners: int
-    threads: int
-    shared_memory: frozenset[str]
-
-    @classmethod
-    def of(cls, pid: int) -> Holdings:
-        """Of a kernel and its descendants; descriptors, listeners and threads are the kernel's own.
-
-        Descriptors are counted without TCP sockets: the front end's come and go, the store's are row 42's business.
-        """
-        return cls(
-            len(alive(family(pid))),
-            _descriptors(pid),
-            len(listeners([pid])),
-            len(os.listdir(f"/proc/{pid}/task")),
-            frozenset(name for name in os.listdir("/dev/shm") if "nbsync" in name or "torch" in name),
-        )
-
-
-def _descriptors(pid: int) -> Counter[str]:
-    """What the process has open besides TCP sockets: how often each kind of thing."""
-    lines = Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
-    unix = {f"socket:[{line.split()[6]}]" for line in lines}
-    found: Counter[str] = Counter()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with suppress(OSError):
-            target = os.readlink(f"/proc/{pid}/fd/{fd}")
-            if "profile_default" in target:  # IPython's history is written whenever it likes
-                continue
-            if target in unix or not target.startswith("socket:"):
-                found[re.sub(r"nbsync-\w+|\d+", "N", target)] += 1
-    return found
 
 
 class Ranks:
@@ -162,20 +118,7 @@ class Worlds:
         """The kernel holds nothing that it did not hold before."""
         if self.given is None or self.before is None or not self.given.notebook.is_alive:
             return
-        pid, before = self.given.notebook.pid, self.before
-        poll(lambda: _is_no_more(Holdings.of(pid), before), CLEAN_LIMIT, interval=0.1)
-        now = Holdings.of(pid)
-        assert _is_no_more(now, before), f"before: {before}, now: {now}"
-
-
-def _is_no_more(now: Holdings, before: Holdings) -> bool:
-    return (
-        now.processes <= before.processes
-        and now.descriptors <= before.descriptors
-        and now.listeners <= before.listeners
-        and now.threads <= before.threads
-        and now.shared_memory <= before.shared_memory
-    )
+        assert_no_more(self.given.notebook.pid, self.before)
 
 
 def suffer(ranks: Ranks, planned: Planned) -> None:

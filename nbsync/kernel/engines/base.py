@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nbsync.kernel.sigint import PutOff
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
 
@@ -79,11 +80,17 @@ class Engine(Protocol):
         """
         ...
 
-    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
+    def start(
+        self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common, interrupt: PutOff
+    ) -> list[Process]:
         """Start one worker for each spec; the arguments are those of `prepare`.
+
+        Args:
+            interrupt: to be looked at wherever this takes long.
 
         Raises:
             StartError: some could not be started; none is left running.
+            Interrupted: the user gave it up; none is left running.
         """
         ...
 

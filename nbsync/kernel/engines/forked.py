@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.wires import Wires
+from nbsync.kernel.sigint import PutOff
 from nbsync.kernel.start.forker import fork
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
@@ -20,17 +21,20 @@ def fork_all(
     inherited: Call | None,
     common: Common,
     started: list[Process],
+    interrupt: PutOff,
 ) -> None:
     """Fork one worker for each spec, in the forker thread; `started` grows with each.
 
     Raises:
         OSError: the system refused.
+        Interrupted: the user gave it up.
     """
     kernel_pid = os.getpid()
     worker.before_forks()
     gc.freeze()  # the collector in the children then leaves the shared pages alone
     try:
         for spec, wire in zip(specs, wires, strict=True):
+            interrupt.check("forking the workers")
 
             def be_worker(spec: WorkerSpec = spec, mine: Wires = wire) -> None:
                 for other in wires:

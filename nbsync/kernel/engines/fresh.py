@@ -9,6 +9,7 @@ from multiprocessing.spawn import get_executable
 
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.wires import Wires
+from nbsync.kernel.sigint import PutOff
 from nbsync.protocol.spec import WorkerSpec
 
 
@@ -56,13 +57,16 @@ def spawn_all(
     kernel_pid: int,
     environ: Mapping[str, str],
     started: list[Process],
+    interrupt: PutOff,
 ) -> None:
     """Start one interpreter for each spec, in the forker thread; `started` grows with each.
 
     Raises:
         OSError: the system refused.
+        Interrupted: the user gave it up.
     """
     for index, (spec, wire) in enumerate(zip(specs, wires, strict=True)):
+        interrupt.check("starting the workers' interpreters")
         ends = wire.worker_ends
         pid = run_interpreter(
             "nbsync.worker.fresh.start",

@@ -14,6 +14,7 @@ from nbsync.kernel.engines.served import serve_all
 from nbsync.kernel.engines.wires import Wires, refused
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.reaping import kill_and_reap
+from nbsync.kernel.sigint import PutOff
 from nbsync.kernel.start.forker import run_in_forker
 from nbsync.kernel.start.luggage import pack_notebook
 from nbsync.kernel.start.methods import choose_method
@@ -50,17 +51,19 @@ class LocalEngine:
             except OSError as error:  # no room in shared memory, no descriptor, the working directory was removed
                 raise StartError(f"the notebook could not be packed for the workers: {error}") from error
 
-    def start(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> list[Process]:
+    def start(
+        self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common, interrupt: PutOff
+    ) -> list[Process]:
         """Start one worker for each spec, all or none. See `Engine.start`."""
         wires: list[Wires] = []
         started: list[Process] = []
         try:
             wires.extend(Wires.make() for _ in specs)
-            self._start_all(specs, wires, inherited, common, started)
+            self._start_all(specs, wires, inherited, common, started, interrupt)
         except OSError as error:
             self._undo(wires, started)
             raise refused(specs, len(started), error) from error
-        except StartError:
+        except BaseException:  # also an interrupt
             self._undo(wires, started)
             raise
         finally:
@@ -83,13 +86,14 @@ class LocalEngine:
         inherited: Call | None,
         common: Common,
         started: list[Process],
+        interrupt: PutOff,
     ) -> None:
         if self.method == "fork":
-            run_in_forker(partial(fork_all, specs, wires, inherited, common, started))
+            run_in_forker(partial(fork_all, specs, wires, inherited, common, started, interrupt))
         elif self.method == "forkserver":
-            serve_all(specs, wires, self._luggage, started)
+            serve_all(specs, wires, self._luggage, started, interrupt)
         else:
-            run_in_forker(partial(spawn_all, specs, wires, self._luggage, os.getpid(), os.environ, started))
+            run_in_forker(partial(spawn_all, specs, wires, self._luggage, os.getpid(), os.environ, started, interrupt))
 
     def _drop_luggage(self) -> None:
         if self._luggage >= 0:

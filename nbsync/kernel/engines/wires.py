@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from nbsync.errors import StartError, describe_ranks
@@ -25,10 +26,21 @@ class Wires:
 
     @classmethod
     def make(cls) -> Wires:
-        ours, theirs = socket.socketpair()
-        wires = cls(ours, theirs, os.pipe(), os.pipe())
-        keep_in_kernel(ours.fileno(), wires.stdout[0], wires.stderr[0])
-        return wires
+        """Make them all, or none.
+
+        Raises:
+            OSError: there are no descriptors left.
+        """
+        with ExitStack() as undo:
+            ours, theirs = (undo.enter_context(end) for end in socket.socketpair())
+            pipes = []
+            for _ in range(2):
+                pipes.append(os.pipe())
+                for fd in pipes[-1]:
+                    undo.callback(os.close, fd)
+            undo.pop_all()
+        keep_in_kernel(ours.fileno(), pipes[0][0], pipes[1][0])
+        return cls(ours, theirs, *pipes)
 
     @property
     def worker_ends(self) -> tuple[int, int, int]:

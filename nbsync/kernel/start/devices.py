@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbsync.errors import UsageError
+from nbsync.kernel.start.loading import load
 
 DEFAULT_CPU_RANKS = 2
 GLOO = "gloo"
@@ -28,8 +29,7 @@ class Placement:
 
 def count_gpus() -> int:
     """The number of visible GPUs."""
-    import torch
-
+    torch = load("torch")
     if torch.version.cuda is None and torch.version.hip is None:  # built without
         return 0
     before = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")

@@ -8,12 +8,12 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from nbsync.errors import StartError, describe_ranks
+from nbsync.errors import Interrupted, StartError, describe_ranks
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.supervision.verdict import describe_exit
-from nbsync.protocol.messages import Alive, Ready
+from nbsync.protocol.messages import Alive, Arriving, Ready
 
 START_LIMIT = 60.0  # seconds until every rank must have come up
 LIMIT_PER_RANK = 3.0  # seconds more for each interpreter that loads torch, should there be one processor
@@ -41,6 +41,7 @@ class Startup:
         self._alive: set[int] = set()
         self._up: set[int] = set()
         self._problems: dict[int, str] = {}
+        self._steps: dict[int, str] = {}  # what each said last that it does
         self._crashed = False
         self._said: list[bytes] = []
         self._still: dict[int, tuple[str, float]] = {}  # what the processor time was, and since when
@@ -55,6 +56,7 @@ class Startup:
         Raises:
             NotAlive: a forked one hung or crashed.
             StartError: others did.
+            Interrupted: the user gave it up.
         """
         while missing := set(self._start.ranks) - self._alive:
             self._step(missing)
@@ -68,6 +70,7 @@ class Startup:
 
         Raises:
             StartError: some do not.
+            Interrupted: the user gave it up.
         """
         while missing := set(self._start.ranks) - self._up:
             self._step(missing)
@@ -80,10 +83,14 @@ class Startup:
             rank, kind, what = self._start.inbox.get(timeout=limit)
         except queue.Empty:
             if time.monotonic() > self._began + self._limit:
-                late = describe_ranks(sorted(missing))
-                raise StartError(f"{late} did not come up in {self._limit:.0f} s{self._quoted()}") from None
+                late, doing = describe_ranks(sorted(missing)), "; ".join(self._doing(missing))
+                raise StartError(f"{late} did not come up in {self._limit:.0f} s: {doing}{self._quoted()}") from None
             return False
+        except KeyboardInterrupt:
+            raise Interrupted([f"while {doing}" for doing in self._doing(missing)]) from None
         match what:
+            case Arriving(step):
+                self._steps[rank] = step
             case Alive():
                 self._alive.add(rank)
             case Ready(_, None):
@@ -93,11 +100,21 @@ class Startup:
                 self._problems[rank] = "could not start:\n" + "\n".join(failure.traceback)
             case Exited(_, status):
                 self._crashed |= os.WIFSIGNALED(status)
-                self._problems[rank] = f"{describe_exit(status)} during the start"
+                is_arriving = rank in self._steps and rank not in self._alive
+                when = f"while {self._steps[rank]}" if is_arriving else "during the start"
+                self._problems[rank] = f"{describe_exit(status)} {when}"
             case bytes():
                 self._said.append(what)
                 self._traffic.keep((rank, kind, what))
         return True
+
+    def _doing(self, ranks: set[int]) -> list[str]:
+        """`rank 1 was rebuilding 'x'`, one line for those that did the same."""
+        first = "loading torch" if self._method == "spawn" else "starting"
+        steps = {rank: self._steps.get(rank, first) for rank in sorted(ranks)}
+        steps.update((rank, "joining the others") for rank in ranks & self._alive)
+        same = {step: [rank for rank in steps if steps[rank] == step] for step in steps.values()}
+        return [f"{describe_ranks(of)} {'was' if len(of) == 1 else 'were'} {step}" for step, of in same.items()]
 
     def _fail(self, kind: type[StartError]) -> None:
         """Tell of all ranks that have a problem, those with the same one together."""
