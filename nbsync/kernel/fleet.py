@@ -95,9 +95,8 @@ class Fleet:
             raise NoSession("the workers were ended")
         self._end(self.traffic.processes(ranks))
         self.life += 1
-        life = self.life
         self.common &= Common.of(vars(sys.modules["__main__"]))
-        self._bring_up(ranks, meanwhile=lambda: mend(life))
+        self._bring_up(ranks, meanwhile=lambda: mend(self.life))
 
     def close(self) -> None:
         """End all workers, those that do not follow by force. An interrupt waits until that is done. Idempotent."""
@@ -144,6 +143,7 @@ class Fleet:
         except NotAlive as error:
             if not self._engine.avoid_fork(str(error)):
                 raise
+            self.life += 1  # those that lived have left their addresses in this one
             self._start_workers(ranks, meanwhile)
 
     def _start_workers(self, ranks: Sequence[int], meanwhile: Callable[[], None]) -> None:

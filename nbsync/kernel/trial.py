@@ -39,8 +39,6 @@ def unpack_safely(payload: Payload, common: Common, notify: Callable[[str], None
         TransferError: it cannot be rebuilt, or it ends the process that does.
         KeyboardInterrupt: it took long, and the user gave it up.
     """
-    if sys.platform != "linux":  # a process that was forked is not to be trusted there
-        return unpack(payload, common)
     try:
         return unpack(payload, common, FamiliarUnpickler)
     except Unfamiliar as strange:

@@ -139,6 +139,41 @@ os.environ["PYTHONPATH"] = usual"""
     kernel.run("nbsync.Session(2, start_method='forkserver').close()", GUARD).ok()
 
 
+def test_limit_of_memory_for_some_ranks(fresh_notebook: Notebook) -> None:
+    """Forked ranks without memory for threads: they are named, none is left; `auto` has all from the fork server."""
+    cell = """
+import os, resource, nbsync
+made, limited = [], True
+def limit():
+    if limited and len(made) % 2 == 0: resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
+os.register_at_fork(before=lambda: made.append(1), after_in_child=limit)"""
+    fresh_notebook.run(cell).ok()
+    before = family(fresh_notebook.pid)
+    error = fresh_notebook.run("nbsync.Session(4, start_method='fork')", GUARD).failed("StartError")
+    assert error.evalue.startswith("ranks 1,3 "), error.evalue
+    assert poll(lambda: not alive(family(fresh_notebook.pid) - before), 2.0)
+    outcome = fresh_notebook.run("with nbsync.Session(4) as session: print(session.pull('rank'))", GUARD)
+    assert outcome.ok().stdout == "[0, 1, 2, 3]\n"
+    assert "the workers come from a fork server: ranks 1,3 " in outcome.stderr
+    fresh_notebook.run("limited = False\nnbsync.Session(4, start_method='fork').close()", GUARD).ok()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("forkserver", "the fork server failed"), ("spawn", "ranks 0-1 ended with exit code")]
+)
+def test_limit_of_memory_for_torch(fresh_notebook: Notebook, tmp_path: Path, method: str, told: str) -> None:
+    """No memory to load torch with: that is told with what the process wrote, and the next start works."""
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))\n"
+    (tmp_path / "sitecustomize.py").write_text(limit)
+    cell = f"import os, nbsync\nos.environ['PYTHONPATH'] = {str(tmp_path)!r} + os.pathsep + os.environ['PYTHONPATH']"
+    fresh_notebook.run(f"import os\nusual = os.environ.setdefault('PYTHONPATH', '')\n{cell}").ok()
+    error = fresh_notebook.run(f"nbsync.Session(2, start_method={method!r})", GUARD).failed("StartError")
+    assert told in error.evalue
+    assert "It said:\n" in error.evalue
+    fresh_notebook.run("os.environ['PYTHONPATH'] = usual").ok()
+    fresh_notebook.run(f"nbsync.Session(2, start_method={method!r}).close()", GUARD).ok()
+
+
 def test_ranks_that_fail_together_are_named_together(fresh_notebook: Notebook) -> None:
     """Ranks that come alive and then cannot go on, as without room for a thread, are named with what they said."""
     cell = """

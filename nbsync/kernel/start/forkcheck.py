@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbsync.kernel.start.culprit import initialised
+from nbsync.kernel.start.methods import is_linux
 
 _POOLS = {
     "libgomp": "OpenMP (libgomp)",
@@ -75,7 +76,8 @@ class ForkCheck:
         if self.may_fork:
             head = "This kernel may fork."
         else:
-            head = 'A fork of this kernel could not work. start_method="auto" takes the fork server.'
+            auto = 'start_method="auto" takes the fork server' if is_linux() else "No other start method does either"
+            head = f"A fork of this kernel could not work. {auto}."
         order = sorted(self.findings, key=lambda finding: not finding.forbids)
         return "\n".join([head, *map(str, order)])
 
@@ -104,9 +106,8 @@ def _accelerators() -> Iterator[Finding]:
 
 
 def _system() -> Iterator[Finding]:
-    platform: str = sys.platform
-    if platform == "darwin":
-        yield Finding("macOS", "its system libraries do not survive a fork", forbids=True)
+    if not is_linux():
+        yield Finding(f"this is {sys.platform}", "nbsync's workers need Linux, however they are started", forbids=True)
 
 
 def _threads() -> Iterator[Finding]:

@@ -33,8 +33,13 @@ def choose_method(start_method: str, obstacle: str = "") -> Choice:
         obstacle: why a fork does not work, as far as it was tried; "" when it was not, or worked.
 
     Raises:
-        StartError: "fork" was asked for, and cannot work.
+        StartError: "fork" was asked for, and cannot work; or this is not Linux, where no method does.
     """
+    if not is_linux():
+        raise StartError(
+            f"nbsync's workers need Linux, which tells of their ends and their memory, and this is {sys.platform}. "
+            "Run the kernel on a Linux machine, in a container, or in WSL 2. `nbsync.World` works here too"
+        )
     if start_method in ("forkserver", "spawn"):
         return Choice(start_method)
     obstacle = obstacle or why_not_fork()
@@ -50,10 +55,14 @@ def choose_method(start_method: str, obstacle: str = "") -> Choice:
     return Choice("fork")
 
 
+def is_linux() -> bool:
+    """Whether workers can be started on this system."""
+    platform: str = sys.platform
+    return platform == "linux"
+
+
 def why_not_fork() -> str:
     """Why a process forked from this notebook could not work; "" when it could."""
-    if sys.platform == "darwin":
-        return "macOS's system libraries do not survive a fork"
     for runtime, place in initialised().items():
         return f"{runtime} is already initialised in this kernel" + (f" ({place})" if place else "")
     return ""

@@ -57,9 +57,12 @@ class Rendezvous:
 
         if self._socket is not None:
             fd, self._socket = self._socket.detach(), None
-            self._store = TCPStore(
-                self.host, self.port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=fd
-            )
+            try:
+                self._store = TCPStore(
+                    self.host, self.port, world_size, is_master=True, wait_for_workers=False, master_listen_fd=fd
+                )
+            except RuntimeError as error:  # no memory for its thread, or no thread
+                raise StartError(f"the store in which the ranks meet could not be opened: {error}") from error
 
     def close(self) -> None:
         """Free the port. Idempotent."""
