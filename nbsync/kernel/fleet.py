@@ -142,7 +142,7 @@ class Fleet:
             self._start_workers(ranks, meanwhile)
         except NotAlive as error:
             if not self._engine.avoid_fork(str(error)):
-                raise
+                raise StartError(str(error)) from None
             self.life += 1  # those that lived have left their addresses in this one
             self._start_workers(ranks, meanwhile)
 
