@@ -19,6 +19,7 @@ An interrupt is a `KeyboardInterrupt`, as everywhere in Python; `Interrupted` ad
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -226,6 +227,15 @@ def format_ranks(ranks: Iterable[int]) -> str:
     runs = groupby(enumerate(sorted(set(ranks))), key=lambda pair: pair[1] - pair[0])
     bounds = [[rank for _, rank in run] for _, run in runs]
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in bounds)
+
+
+def describe_limit(error: BaseException) -> str:
+    """Which limit of this process has been reached, where the error does not tell; "" when it is none."""
+    if not isinstance(error, OSError) or error.errno != errno.EMFILE:
+        return ""
+    import resource  # not on every system
+
+    return f"all {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} file descriptors of this process are in use"
 
 
 def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:

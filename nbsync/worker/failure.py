@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import CodeType
 
-from nbsync.errors import MainProcessFailed, TransferError
+from nbsync.errors import MainProcessFailed, TransferError, describe_limit
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.places import collective_in, users_line, walk_traceback
@@ -76,7 +76,7 @@ def _says_peer_gone(error: BaseException) -> bool:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        return "; ".join(filter(None, (str(error), describe_limit(error))))
     except Exception as second:  # a user's __str__ may raise anything
         return f"(its text cannot be shown: {type(second).__name__})"
 

@@ -108,6 +108,7 @@ def test_row_36_descriptors_of_a_rank(pair: Ranks) -> None:
     error = pair.fail("if rank == 1:\n    taken = inject.exhaust_descriptors()\n    open('/dev/null')", "OSError")
     assert error.evalue.startswith("rank 1: ")
     assert "Too many open files" in error.evalue
+    assert "all 256 file descriptors of this process are in use" in error.evalue
     pair.assert_kept()
     pair.run("if rank == 1:\n    for fd in taken: os.close(fd)").ok()
     pair.assert_whole()

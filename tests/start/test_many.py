@@ -93,7 +93,7 @@ def test_limit_of_descriptors(kernel: Notebook, method: str) -> None:
         "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 30, most))"
     ).ok()
     error = kernel.run(f"nbsync.Session(16, start_method={method!r})", GUARD).failed("StartError")
-    assert "no process for ranks 0-15: Too many open files" in error.evalue
+    assert "no process for ranks 0-15: Too many open files, all " in error.evalue
     kernel.run("resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))").ok()
     assert poll(lambda: not alive(family(kernel.pid) - before), 2.0)
     kernel.run(f"nbsync.Session(2, start_method={method!r}).close()", GUARD).ok()

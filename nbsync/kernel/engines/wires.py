@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from nbsync.errors import StartError, describe_ranks
+from nbsync.errors import StartError, describe_limit, describe_ranks
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.reaping import kill_and_reap
@@ -68,6 +68,8 @@ class Wires:
 def refused(specs: Sequence[WorkerSpec], started: int, error: OSError) -> StartError:
     """The system refused a process, a descriptor or memory after the first `started` ranks."""
     missing = describe_ranks([spec.rank for spec in specs[started:]] or [specs[-1].rank])
+    limit = describe_limit(error)
     return StartError(
-        f"no process for {missing}: {error.strerror}. Start fewer workers, or raise the limit (ulimit -u, ulimit -n)"
+        f"no process for {missing}: {error.strerror}{limit and ', ' + limit}. "
+        "Start fewer workers, or raise the limit (ulimit -u, ulimit -n)"
     )
