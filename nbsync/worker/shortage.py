@@ -8,9 +8,10 @@ import os
 import re
 import resource
 from contextlib import suppress
-from pathlib import Path
 
 import torch
+
+from nbsync.protocol.cgroups import memory_groups
 
 _TOO_LITTLE = re.compile(r"not enough memory|can't allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
@@ -26,9 +27,7 @@ def memory_limit() -> int:
     """How many bytes this process may have: of the machine, of its control group, or as `ulimit` says."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     found += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    with suppress(OSError, ValueError):  # no control groups of version 2, or "max"
-        group = Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape").rpartition("::")[2].strip()
-        found.append(int(Path(f"/sys/fs/cgroup{group}/memory.max").read_text("ascii")))
+    found += [group.limit for group in memory_groups() if group.limit is not None]
     return min(limit for limit in found if limit != resource.RLIM_INFINITY)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nbsync.protocol.blackbox import Statement
+from nbsync.protocol.cgroups import memory_groups
 
 STOPPED = "stopped by a signal"
 DISK_SLEEP = "in uninterruptible sleep, as for a disk or file server that does not answer"
@@ -62,10 +63,4 @@ def unusual_state(pid: int) -> str | None:
 
 def oom_kills() -> int | None:
     """How many processes of this control group the kernel has ended for want of memory; None if not known."""
-    try:
-        group = Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape").rpartition("::")[2].strip()
-        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text("ascii")
-    except OSError:  # another version of control groups, or none
-        return None
-    counts = dict(line.split() for line in events.splitlines())
-    return int(counts["oom_kill"]) if "oom_kill" in counts else None
+    return next((group.oom_kills for group in memory_groups() if group.oom_kills is not None), None)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from nbsync.kernel.supervision.evidence import resident_bytes
+from nbsync.protocol.cgroups import memory_groups, read_fields
 
 WARN_AT = 0.9  # of the limit
 CALM_AT = 0.8  # below this, the next time is told again
@@ -79,43 +80,13 @@ class Headroom:
 
 
 def _groups(root: Path) -> Iterator[Fill]:
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            yield from _group(root / "sys/fs/cgroup", name, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _group(root / "sys/fs/cgroup/memory", name, *names)
-
-
-def _group(mount: Path, name: str, limit_file: str, used_file: str, cache_key: str) -> Iterator[Fill]:
-    """A group and those that it is in. A container may see its own group as the mount itself."""
-    for part in (PurePosixPath(name), *PurePosixPath(name).parents):
-        folder = mount / str(part).lstrip("/")
-        limit, used = _number(folder / limit_file), _number(folder / used_file)
-        if limit and used is not None and limit < 1 << 60:  # "max" and version 1's largest number are no limits
-            yield Fill(max(0, used - _fields(folder / "memory.stat").get(cache_key, 0)), limit, "this control group")
+    for group in memory_groups(root):
+        if group.limit and group.used is not None:
+            yield Fill(max(0, group.used - group.droppable), group.limit, "this control group")
 
 
 def _machine(root: Path) -> Iterator[Fill]:
-    fields = _fields(root / "proc/meminfo")
+    fields = read_fields(root / "proc/meminfo")
     total, available = fields.get("MemTotal:"), fields.get("MemAvailable:")
     if total and available is not None:
         yield Fill(1024 * (total - available), 1024 * total, "the memory of this machine")
-
-
-def _fields(path: Path) -> dict[str, int]:
-    rows = [line.split() for line in _text(path).splitlines()]
-    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "surrogateescape")
-    except OSError:  # not this version of control groups, or not this system
-        return ""
