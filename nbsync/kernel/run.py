@@ -15,6 +15,7 @@ from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.output.printer import Printer
 from nbsync.kernel.supervision.evidence import last_line, oom_kills
+from nbsync.kernel.supervision.handling import Handling
 from nbsync.kernel.supervision.headroom import Headroom
 from nbsync.kernel.supervision.insist import Insistence
 from nbsync.kernel.supervision.lookout import Lookout
@@ -150,6 +151,7 @@ class Conductor:
         self._transfers = Transfers(traffic.moving)
         self._pulse = Pulse(traffic.pid, notify)
         self._headroom = Headroom(traffic.pid, notify)
+        self._handling = Handling(lambda rank: traffic.statement(rank, run), notify)
         self._insistence = Insistence(traffic.signal, traffic.pid, self._lookout.last_line, notify)
 
     def conduct(self) -> None:
@@ -223,6 +225,7 @@ class Conductor:
         if now >= self._lookout.next_look:
             self._pulse.look(self._run.pending)
             self._headroom.look(self._run.pending)
+            self._handling.look(self._run.pending)
         stuck = self._lookout.look(now)
         if stuck is not None and not self._released:
             self._run.stuck = stuck

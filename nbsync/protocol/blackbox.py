@@ -24,7 +24,7 @@ class Statement:
         run: the request that it belongs to.
         file: of its code, as Python knows it.
         name, line: as the user knows it: "Cell In[3]", 7. With line 0 it is what the rank does with a value:
-            "pickled what the call returned, of type Net".
+            "pickled what the call returned, of type Net", and "had pickled ..." when that is done.
     """
 
     run: int

@@ -29,6 +29,7 @@ def describe(
     *,
     interrupted: bool = False,
     released: bool = False,
+    doing: str = "",
 ) -> Failure:
     """Describe `error` for the kernel.
 
@@ -36,6 +37,7 @@ def describe(
         rendered: its traceback as IPython shows it.
         interrupted: an interrupt was asked for in this run.
         released: this rank's collectives were broken on purpose in this run.
+        doing: what the rank was doing with a value, outside the user's own lines.
     """
     frames = list(walk_traceback(error.__traceback__))
     before = _frames_before(error)
@@ -46,7 +48,7 @@ def describe(
         message=_text(error),
         traceback=tuple(rendered),
         time=time.monotonic(),
-        where=users_line(frames) or users_line(before),
+        where=", while it ".join(filter(None, (users_line(frames) or users_line(before), doing))),
         waiting_in=collective_in(frames) or collective_in(before),
         is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),

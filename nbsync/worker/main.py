@@ -208,6 +208,7 @@ class Worker:
         value: Payload | None = None
         failure: Failure | None = None
         self.feed.begin(isinstance(request, Work) and request.show_bars)
+        self.recorder.doing = ""
         try:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
@@ -241,16 +242,18 @@ class Worker:
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
                 value = function(*args, **kwargs)
-                self.recorder.note_pickling("what the call returned", [value])
-                return CellOutcome(), pack(value)
+                with self.recorder.pickling("what the call returned", [value]):
+                    return CellOutcome(), pack(value)
             case Push(_, values, sources):
                 self.shell.learn(sources)
-                self.shell.namespace.update(unpack(values))
+                with self.recorder.handling("unpickled what was pushed"):
+                    arrived = unpack(values)
+                self.shell.namespace.update(arrived)
                 return CellOutcome(), None
             case Pull(_, names):
                 wanted = [eval(name, self.shell.namespace) for name in names]
-                self.recorder.note_pickling(", ".join(names), wanted)
-                return CellOutcome(), pack(wanted)
+                with self.recorder.pickling(", ".join(names), wanted):
+                    return CellOutcome(), pack(wanted)
             case Heal(_, life):
                 self.watch.forget()
                 self._share_notes(life)
@@ -265,7 +268,8 @@ class Worker:
 
     def _callable(self, call: Payload | None) -> Call:
         if call is not None:
-            function, args, kwargs = unpack(call)
+            with self.recorder.handling("unpickled the function or its arguments"):
+                function, args, kwargs = unpack(call)
             return function, args, kwargs
         if self.inherited is None:
             raise NbsyncError("this worker inherited no function to call")
@@ -301,4 +305,5 @@ class Worker:
             outcome.traceback,
             interrupted=self.interrupts.was_asked(run),
             released=self._was_released(run),
+            doing=self.recorder.doing,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import CodeType
 from typing import Any, NoReturn
 
@@ -15,11 +16,16 @@ from nbsync.worker.places import describe_file, first_line, is_users, walk_stack
 
 
 class Recorder:
-    """Writes the black box of this rank."""
+    """Writes the black box of this rank.
+
+    Attributes:
+        doing: what was begun with a value and did not end well: "pickled x, of type Net".
+    """
 
     def __init__(self, folder: str, rank: int, interrupts: Interrupts) -> None:
         self._box = BlackBox(folder, rank)
         self._interrupts = interrupts
+        self.doing = ""
 
     def install(self) -> None:
         """`os._exit` in the user's code ends the process unseen: note at which line."""
@@ -40,8 +46,18 @@ class Recorder:
             file = code.co_filename
             self._box.note(Statement(run, file, describe_file(file), line or first_line(code)))
 
-    def note_pickling(self, name: str, values: Sequence[Any]) -> None:
-        """`values`, which the user knows as `name`, are about to be pickled: one of them may end this process."""
+    @contextmanager
+    def handling(self, what: str) -> Iterator[None]:
+        """The lines inside do `what`, e.g. "unpickled the function": the user's code may end this process in it."""
+        run, self.doing = self._interrupts.run, what
+        if run is not None:
+            self._box.note(Statement(run, "", what, 0))
+        yield
+        self.doing = ""
+        if run is not None:
+            self._box.note(Statement(run, "", f"had {what}", 0))
+
+    def pickling(self, name: str, values: Sequence[Any]) -> AbstractContextManager[None]:
+        """The lines inside pickle `values`, which the user knows as `name`."""
         types = ", ".join(dict.fromkeys(type(value).__qualname__ for value in values))
-        if self._interrupts.run is not None:
-            self._box.note(Statement(self._interrupts.run, "", f"pickled {name}, of type {types}"[:500], 0))
+        return self.handling(f"pickled {name}, of type {types}"[:500])

@@ -352,3 +352,37 @@ def test_row_34_grandchildren(pair: Ranks) -> None:
     pair.assert_whole()
     pair.notebook.run("%nbsync restart").ok()
     pair.assert_next()
+
+
+_HANGS = """
+import time
+class Hangs:
+    def __init__(self, there): self.there = there
+    def __reduce__(self):
+        if not self.there: time.sleep(1000)
+        return wait, (self.there,)
+def wait(there): time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("cell", "doing"),
+    [
+        ("%nbsync pull value", "pickled value, of type Hangs"),
+        ("nbsync.session().call(lambda: value)", "pickled what the call returned, of type Hangs"),
+        ("pushed = Hangs(True)\n%nbsync push pushed", "unpickled what was pushed"),
+        ("nbsync.session().call(print, Hangs(True))", "unpickled the function or its arguments"),
+    ],
+)
+def test_row_30_hangs_when_packed_or_unpacked_by_a_rank(pair: Ranks, cell: str, doing: str) -> None:
+    """Within a second or two it is told what takes so long, and an interrupt gives it up; nothing is lost."""
+    notebook = pair.notebook
+    notebook.run(f"import nbsync\n{_HANGS}").ok()
+    pair.run(f"{_HANGS}\nvalue = Hangs(False) if rank == 1 else 0").ok()
+    notebook.start(cell)
+    notebook.wait_for_output("takes long", GUARD)
+    assert f"it {doing}" in notebook.so_far.stderr
+    notebook.interrupt()
+    error = notebook.wait(GUARD).failed("KeyboardInterrupt")
+    assert f"while it {doing}" in error.traceback
+    pair.assert_whole()

@@ -29,7 +29,7 @@ def last_line(statement: Statement | None, seen: str, crash: Iterable[str]) -> s
         crash: the stack that Python wrote when it crashed, innermost first.
     """
     if statement is not None and not statement.line:
-        return f"while it {statement}"
+        return f"{'after' if statement.name.startswith('had ') else 'while'} it {statement}"
     if statement is not None:
         here = re.compile(rf'\s*File "{re.escape(statement.file)}", line (\d+) ')
         match = next((found for line in crash if (found := here.match(line))), None)
