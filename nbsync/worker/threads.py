@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -31,8 +33,24 @@ def use_threads(count: int) -> None:
     torch.ones(_PARALLEL).add_(1)
     if _pools is None:
         look_for_pools()
-    if _pools is not None:
-        _pools.limit(limits=count, user_api="blas")  # numpy's own is deaf to OMP_NUM_THREADS once it is loaded
+    if _pools is not None:  # numpy's own is deaf to OMP_NUM_THREADS once it is loaded
+        for library in _pools.lib_controllers:
+            if library.user_api == "blas":
+                _limit(library, count)
+
+
+def _limit(library: Any, count: int) -> None:
+    """Let a BLAS library use so many threads.
+
+    OpenBLAS, when it is asked for that, first starts anew the threads that the fork did not copy, and each of them
+    spins for 30 to 100 ms: on every rank, in the middle of its start. So its variable is set where fewer are wanted.
+    """
+    has_own_pool = library.internal_api == "openblas" and library.threading_layer == "pthreads"
+    if has_own_pool and count < (library.num_threads or 0):
+        with suppress(ValueError):  # another build, which hides it
+            ctypes.c_int.in_dll(library.dynlib, "blas_cpu_number").value = count
+    if library.num_threads != count:
+        library.set_num_threads(count)
 
 
 def bind_near_gpu(gpu: int, how: str) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ def test_threads_of_blas() -> None:
         return {pool["num_threads"] for pool in pools.threadpool_info() if pool["user_api"] == "blas"}
 
     assert notebook_launcher(blas, num_processes=2, threads_per_worker=1) == [{1}, {1}]
+
+
+@pytest.mark.skipif(CORES < 2, reason="numpy has no threads of its own here")
+def test_no_threads_of_blas_are_started() -> None:
+    """To limit numpy's BLAS starts no threads of it: each would spin for a while on a core that the ranks need."""
+    pytest.importorskip("threadpoolctl")
+    pytest.importorskip("numpy")
+
+    def more_threads_than_known() -> int:
+        return len(os.listdir("/proc/self/task")) - threading.active_count()
+
+    assert notebook_launcher(more_threads_than_known, num_processes=2, threads_per_worker=1) == [0, 0]
 
 
 @pytest.mark.parametrize(
