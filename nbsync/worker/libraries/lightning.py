@@ -18,6 +18,8 @@ def leave_the_prompt() -> None:
     for name in ("ps1", "ps2", "ps3"):
         with suppress(AttributeError):
             delattr(sys, name)
+    if sys.modules.keys().isdisjoint(_PACKAGES):  # the loop touches, and so copies, the memory of all modules
+        return
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _PACKAGES and _FLAG in getattr(module, "__dict__", ()):
             setattr(module, _FLAG, False)
