@@ -91,7 +91,7 @@ class GroupKeeper:
 
     def _record(self) -> None:
         with self._lock:
-            self._sockets |= connected_sockets() - (self._before or set())
+            self._sockets |= connected_sockets(besides=self._before or set())
 
     def cut(self, with_store: bool = False) -> None:
         """Free every collective that is blocked in this process, from any thread; the groups then need healing.
@@ -106,7 +106,7 @@ class GroupKeeper:
                 self.was_cut, self._cut_at = True, time.monotonic()
             doomed = set(self._sockets)
             if self._before is not None:
-                doomed |= connected_sockets() - self._before
+                doomed |= connected_sockets(besides=self._before)
             if with_store:
                 self._connection = None
                 self._hush(True)  # it would print its own stack trace of what is done on purpose here

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 
-Socket = tuple[int, str]  # descriptor and inode: a descriptor alone may come to mean another socket
+Socket = tuple[int, int]  # descriptor and inode: a descriptor alone may come to mean another socket
 
 
 def open_sockets() -> set[Socket]:
@@ -16,11 +17,11 @@ def open_sockets() -> set[Socket]:
     found = set()
     for name in _descriptors():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            status = os.fstat(int(name))
         except OSError:  # closed meanwhile, as the descriptor of this very listing is
             continue
-        if target.startswith("socket:"):
-            found.add((int(name), target))
+        if stat.S_ISSOCK(status.st_mode):
+            found.add((int(name), status.st_ino))
     return found
 
 
@@ -31,16 +32,16 @@ def _descriptors() -> Iterable[str]:
         return map(str, range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 
 
-def connected_sockets(peer_port: int | None = None) -> set[Socket]:
-    """The connected TCP sockets, or only those whose other end has the given port."""
-    return {sock for sock in open_sockets() if _is_connected(sock, peer_port)}
+def connected_sockets(besides: Set[Socket] = frozenset(), peer_port: int | None = None) -> set[Socket]:
+    """The connected TCP sockets `besides` these, or only those whose other end has the given port."""
+    return {sock for sock in open_sockets() - besides if _is_connected(sock, peer_port)}
 
 
 def shut_down(sock: Socket) -> None:
     """End the connection, unless the descriptor has come to mean something else."""
     fd, inode = sock
     try:
-        if os.readlink(f"/proc/self/fd/{fd}") == inode:
+        if os.fstat(fd).st_ino == inode:
             with _borrowed(fd) as borrowed:
                 borrowed.shutdown(socket.SHUT_RDWR)
     except OSError:  # closed, or the peer went first
