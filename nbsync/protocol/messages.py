@@ -115,7 +115,7 @@ class Peek:
 
 @dataclass(frozen=True)
 class Begin:
-    """All workers are forked: start up. Until then none may make a thread of the kernel hold a lock at a fork."""
+    """All workers are forked: join. Until then none may make a thread of the kernel hold a lock at a fork."""
 
 
 @dataclass(frozen=True)

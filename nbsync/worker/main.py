@@ -146,8 +146,9 @@ class Worker:
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
+        problem = self._attempt(self._settle)
         self._wait_for_begin()
-        self.channel.send(Ready(self.spec.rank, self._start_up()))
+        self.channel.send(Ready(self.spec.rank, problem or self._attempt(self._join)))
         ahead = steps_to_first_traceback(self.shell)
         while True:
             request = next_request(self.attendant.inbox, ahead)
@@ -165,42 +166,49 @@ class Worker:
         if not isinstance(self.attendant.inbox.get(), Begin):  # stopped before it began
             os._exit(0)
 
-    def _start_up(self) -> Failure | None:
-        """Everything that can fail for reasons outside nbsync; a failure is reported, not raised."""
+    def _attempt(self, step: Callable[[], None]) -> Failure | None:
+        """Take a step of the start. It can fail for reasons outside nbsync; that is reported, not raised."""
         try:
-            forget_inherited_worlds()
-            if "nccl" not in self.spec.backend:
-                see_cpu_worlds()
-            end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect)
-            leave_the_prompt()
-            self.groups.install()
-            self.watch.install()
-            use_threads(self.spec.threads)
-            self.channel.send(Alive())
-            show_bars(self.feed, self.streams.owns)
-            seed_rank(self.spec.seed, self.spec.rank)
-            set_reporter(FeedReporter(self.feed, self.streams.meet))
-            world = World(backend=self.spec.backend)
-            if world.device.type == "cuda":
-                torch.cuda.set_device(world.device)
-            if self.spec.numa is not None:
-                bind_near_gpu(world.local_rank, self.spec.numa)
-            if self.spec.init_group:
-                self.groups.join(self.spec.backend, world.device, self.spec.life)
-                self._share_notes(self.spec.life)
-            look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
-            self.shell.namespace.update(
-                world=world,
-                rank=world.rank,
-                local_rank=world.local_rank,
-                world_size=world.size,
-                device=world.device,
-                torch=torch,
-                dist=dist,
-            )
+            step()
         except Exception as error:  # it must reach the user, whatever it is
             return describe(error, self.shell.render(error))
         return None
+
+    def _settle(self) -> None:
+        """What needs neither the others nor the kernel, and so is done while others are still forked."""
+        forget_inherited_worlds()
+        if "nccl" not in self.spec.backend:
+            see_cpu_worlds()
+        end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect)
+        leave_the_prompt()
+        self.groups.install()
+        self.watch.install()
+        use_threads(self.spec.threads)
+        show_bars(self.feed, self.streams.owns)
+        seed_rank(self.spec.seed, self.spec.rank)
+        set_reporter(FeedReporter(self.feed, self.streams.meet))
+
+    def _join(self) -> None:
+        """Become a rank of the world."""
+        self.channel.send(Alive())
+        world = World(backend=self.spec.backend)
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)
+        if self.spec.numa is not None:
+            bind_near_gpu(world.local_rank, self.spec.numa)
+        if self.spec.init_group:
+            self.groups.join(self.spec.backend, world.device, self.spec.life)
+            self._share_notes(self.spec.life)
+        look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
+        self.shell.namespace.update(
+            world=world,
+            rank=world.rank,
+            local_rank=world.local_rank,
+            world_size=world.size,
+            device=world.device,
+            torch=torch,
+            dist=dist,
+        )
 
     def _answer(self, request: Request) -> None:
         """Do what `request` asks for, and tell how it went. Any error of the user's code is part of the answer."""
