@@ -53,10 +53,11 @@ class Kernel:
 
     Args:
         setup: cells to run first, e.g. the imports that make it warm.
+        limit: seconds after which a cell counts as hung.
     """
 
-    def __init__(self, *setup: str) -> None:
-        self._setup = setup
+    def __init__(self, *setup: str, limit: float = CELL_LIMIT) -> None:
+        self._setup, self._limit = setup, limit
         self._manager = KernelManager(kernel_name="python3")
         self._client: BlockingKernelClient | None = None
 
@@ -89,10 +90,10 @@ class Kernel:
         begin = time.perf_counter()
         try:
             reply = self._client.execute_interactive(
-                code, timeout=CELL_LIMIT, output_hook=cell.take, allow_stdin=False, stop_on_error=False
+                code, timeout=self._limit, output_hook=cell.take, allow_stdin=False, stop_on_error=False
             )
         except TimeoutError as error:
-            raise CellFailed(f"no end after {CELL_LIMIT:.0f} s of {code!r}") from error
+            raise CellFailed(f"no end after {self._limit:.0f} s of {code!r}") from error
         cell.finish(time.perf_counter() - begin, reply["content"]["status"])
         if cell.status != expected:
             raise CellFailed(f"{code!r} ended with {cell.status}, not {expected}. {cell.error}")
