@@ -70,13 +70,16 @@ _HOMES = {
     "session": "nbsync.kernel.current",
     "tqdm": "tqdm.auto",
 }
+_STARTERS = ("Session", "notebook_launcher", "session")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'nbsync' has no attribute {name!r}")
+    if name in _STARTERS:
+        _check_windows()
     value = getattr(import_module(_HOMES.get(name, "nbsync.errors")), name)
-    if name in ("Session", "notebook_launcher", "session"):
+    if name in _STARTERS:
         _show_in_notebook()
     globals()[name] = value
     return value
@@ -84,6 +87,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _check_windows() -> None:
+    """Windows has not even what the kernel's modules import. Elsewhere it is a start that fails."""
+    if sys.platform == "win32":
+        import_module("nbsync.kernel.start.system").check_system()
 
 
 def _show_in_notebook() -> None:
@@ -96,6 +105,7 @@ def _show_in_notebook() -> None:
 
 def load_ipython_extension(shell: Any) -> None:
     """`%load_ext nbsync`"""
+    _check_windows()
     import_module("nbsync.notebook.magics").register(shell)
 
 

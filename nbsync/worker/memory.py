@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 
@@ -14,13 +13,11 @@ class MemoryGauge:
     """Reads this process's memory. It opens its file once, so it also works when no descriptor is left."""
 
     def __init__(self) -> None:
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC) if sys.platform == "linux" else None
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._page = os.sysconf("SC_PAGE_SIZE")
 
-    def read(self) -> Memory | None:
-        """What is held now; None where the system does not tell."""
-        if self._statm is None:
-            return None
+    def read(self) -> Memory:
+        """What is held now."""
         resident = int(os.pread(self._statm, 256, 0).split()[1]) * self._page
         if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return Memory(resident)

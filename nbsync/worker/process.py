@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import stat
-import sys
 from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
@@ -36,8 +35,7 @@ def _prefer_for_oom_kills() -> None:
 
 def die_with(parent_pid: int) -> None:
     """End when the parent does, or now if it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before the signal was set
         os._exit(1)
 
@@ -49,7 +47,7 @@ def release_listeners() -> None:
     and may close it once more when it would long be somebody else's.
     """
     null = os.open(os.devnull, os.O_RDWR)
-    for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
+    for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and _is_listener(fd):
             os.dup2(null, fd)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from started import GUARD
 
-from nbsync import check_fork
-from nbsync.errors import StartError
-from nbsync.kernel.start.methods import METHODS, choose_method
 from notebooks import Notebook, family
 
 #: torch's own initialisation on a machine without a GPU: the driver's part is replaced, what torch does is its own.
@@ -156,14 +152,3 @@ def test_a_server_that_still_loads_dies_with_the_kernel(tmp_path: Path) -> None:
     finally:
         notebook.kill()
         notebook.shutdown()
-
-
-def test_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No start method is chosen there: one error says what is needed, and `check_fork` says so too."""
-    monkeypatch.setattr(sys, "platform", "darwin")
-    for method in METHODS:
-        with pytest.raises(StartError, match=r"need Linux.*this is darwin.*WSL"):
-            choose_method(method)
-    report = check_fork()
-    assert not report
-    assert "No other start method does either" in repr(report)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nbsync.kernel.pidfd import send_signal
 from nbsync.kernel.sigint import PutOff
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
@@ -32,7 +33,7 @@ class Process:
         """Send a signal, to this process and no later one of the same number; nothing if it has ended."""
         with self._lock, suppress(ProcessLookupError):
             if self.pidfd >= 0:
-                signal.pidfd_send_signal(self.pidfd, number)
+                send_signal(self.pidfd, number)
 
     def release(self) -> None:
         """It has ended and was reaped: let go of its descriptor."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nbsync.errors import StartError, describe_limit, describe_ranks
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
+from nbsync.kernel.pidfd import open_pidfd
 from nbsync.kernel.reaping import kill_and_reap
 from nbsync.protocol.spec import WorkerSpec
 
@@ -50,7 +51,7 @@ class Wires:
     def process(self, rank: int, pid: int) -> Process:
         """The kernel's side of a worker that is a child of this process."""
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = open_pidfd(pid)
         except OSError:
             kill_and_reap(pid)
             raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbsync.kernel.start.culprit import initialised
-from nbsync.kernel.start.methods import is_linux
+from nbsync.kernel.start.system import why_no_workers
 
 _POOLS = {
     "libgomp": "OpenMP (libgomp)",
@@ -76,8 +76,9 @@ class ForkCheck:
         if self.may_fork:
             head = "This kernel may fork."
         else:
-            auto = 'start_method="auto" takes the fork server' if is_linux() else "No other start method does either"
-            head = f"A fork of this kernel could not work. {auto}."
+            head = "A fork of this kernel could not work."
+            if not why_no_workers():
+                head += ' start_method="auto" takes the fork server.'
         order = sorted(self.findings, key=lambda finding: not finding.forbids)
         return "\n".join([head, *map(str, order)])
 
@@ -91,7 +92,7 @@ def check_fork() -> ForkCheck:
         The findings: accelerators and by whom they were initialised, pools of native threads, threads of Python,
         libraries and connections that do not survive a fork. It is true when a forked worker would work.
     """
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (_accelerators, _system, _threads, _libraries, _connections)
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (_system, _accelerators, _threads, _libraries, _connections)
     return ForkCheck(tuple(finding for check in checks for finding in check()))
 
 
@@ -106,8 +107,8 @@ def _accelerators() -> Iterator[Finding]:
 
 
 def _system() -> Iterator[Finding]:
-    if not is_linux():
-        yield Finding(f"this is {sys.platform}", "nbsync's workers need Linux, however they are started", forbids=True)
+    if reason := why_no_workers():
+        yield Finding(f"the system is {sys.platform}", reason, forbids=True)
 
 
 def _threads() -> Iterator[Finding]:

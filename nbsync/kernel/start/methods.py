@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from nbsync.errors import StartError, UsageError
 from nbsync.kernel.start.culprit import initialised
+from nbsync.kernel.start.system import check_system
 
 METHODS = ("auto", "fork", "forkserver", "spawn")
 
@@ -20,7 +20,8 @@ class Choice:
 
 
 def check_start_method(start_method: str) -> None:
-    """Raises UsageError: there is no such start method."""
+    """Raises UsageError: there is no such start method. StartError: on this system there is none at all."""
+    check_system()
     if start_method not in METHODS:
         raise UsageError(f"start_method must be one of {', '.join(METHODS)}, got {start_method!r}")
 
@@ -33,13 +34,8 @@ def choose_method(start_method: str, obstacle: str = "") -> Choice:
         obstacle: why a fork does not work, as far as it was tried; "" when it was not, or worked.
 
     Raises:
-        StartError: "fork" was asked for, and cannot work; or this is not Linux, where no method does.
+        StartError: "fork" was asked for, and cannot work.
     """
-    if not is_linux():
-        raise StartError(
-            f"nbsync's workers need Linux, which tells of their ends and their memory, and this is {sys.platform}. "
-            "Run the kernel on a Linux machine, in a container, or in WSL 2. `nbsync.World` works here too"
-        )
     if start_method in ("forkserver", "spawn"):
         return Choice(start_method)
     obstacle = obstacle or why_not_fork()
@@ -53,12 +49,6 @@ def choose_method(start_method: str, obstacle: str = "") -> Choice:
     if obstacle:
         return Choice("forkserver", f"the workers come from a fork server: {obstacle}")
     return Choice("fork")
-
-
-def is_linux() -> bool:
-    """Whether workers can be started on this system."""
-    platform: str = sys.platform
-    return platform == "linux"
 
 
 def why_not_fork() -> str:
