@@ -57,7 +57,7 @@ FAULTS = (
     Fault(4, "os._exit", _ON_HIT.format("inject.exit_process()"), 0.1, kills=True),
     Fault(5, "segfault", _ON_HIT.format("inject.segfault()"), 0.15, kills=True),
     Fault(6, "SIGKILL", _ON_HIT.format("inject.kill()"), 0.1, kills=True),
-    Fault(6, "SIGKILL in a large message", _IN_A_MESSAGE, 0.25, kills=True),
+    Fault(6, "SIGKILL in a large message", _IN_A_MESSAGE, 0.1, kills=True),
     Fault(10, "wrong shape", _EVERYWHERE.format("inject.mismatched_shapes(hit)"), 0.25),
     Fault(11, "missed collective", _EVERYWHERE.format("inject.miss_collective(hit)"), 2.0),
     Fault(13, "interrupt in a loop", _ON_HIT.format("inject.loop_forever()"), 0.2, interrupt=True),

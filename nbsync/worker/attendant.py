@@ -32,7 +32,7 @@ from nbsync.worker.places import collective_in, describe_file, is_users, peer_in
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
-CHECK_EVERY = 0.05  # seconds
+CHECK_EVERY = 0.02  # seconds
 STILL = 0.3  # processors that a process uses at most while it only waits
 _FILE = re.compile(r'File "([^"]+)", line (\d+)')
 PATIENCE = 3.0  # seconds after which even a busy process is cut

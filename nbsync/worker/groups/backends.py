@@ -14,8 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +26,8 @@ from torch.distributed import distributed_c10d
 from nbsync.errors import NbsyncError
 from nbsync.worker.groups import nccl
 from nbsync.worker.groups.native import torch_library
-from nbsync.worker.groups.stranded import BETWEEN, Stranded
+from nbsync.worker.groups.sockets import Socket
+from nbsync.worker.groups.stranded import Stranded
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Backends: TypeAlias = dict[torch.device, Any]
@@ -35,7 +35,7 @@ Backends: TypeAlias = dict[torch.device, Any]
 _GLOO: Any = _distributed_c10d.ProcessGroupGloo
 _RELEASE = "_ZN4c10d12ProcessGroup17release_resourcesEv"
 _MEMBERS = range(8, 64, 8)  # offsets in a C++ object, after its table of methods
-_LOOKS = 25  # at threads that may be stranded: a second
+_WAKING = 10.0  # seconds for threads that may be stranded
 _SPARE_TYPES = range(7, 256, 2)  # torch names the types 0 to 6; the enum holds one byte
 
 
@@ -75,20 +75,17 @@ def replace(pg: Any, fresh: Mapping[torch.device, Any], life: int) -> list[Any]:
     return list(earlier.values())
 
 
-def let_go(earlier: list[Any], threads: frozenset[int]) -> None:
+def let_go(earlier: list[Any], connections: Set[Socket], threads: frozenset[int]) -> None:
     """Let go of backends, in a thread of its own: one that goes waits for its threads.
 
     Args:
         earlier: the list is emptied, and must hold the last references.
+        connections: theirs, which have been shut down.
         threads: gloo's that these backends had, of which some may be stranded.
     """
 
     def run() -> None:
-        stranded = Stranded(threads)
-        for _ in range(_LOOKS):
-            if not stranded.wake():
-                break
-            time.sleep(BETWEEN)
+        Stranded(connections, threads).wake_all(_WAKING)
         earlier.clear()
 
     threading.Thread(target=run, name="nbsync-earlier-backends", daemon=True).start()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from torch.distributed import distributed_c10d
 
 from nbsync.worker.groups import nccl
 from nbsync.worker.groups.backends import let_go, make_fresh, replace
+from nbsync.worker.groups.events import tell_once
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
@@ -36,7 +37,6 @@ _GROUPS_PER_LIFE = 10_000
 _DEFAULT_GROUP = "0"  # the name that torch gives to the first group
 _CPU = torch.device("cpu")
 _ERRORS_ONLY = 2  # a level of torch's C++ log
-_TELLING = 0.4  # seconds after a cut in which gloo tells those who wait
 _OWN_DESCRIPTORS = 16  # that a heal may need beside one for each peer
 
 
@@ -58,7 +58,7 @@ class GroupKeeper:
         self._users_level: int | None = None
         self._sockets: set[Socket] = set()
         self._before: set[Socket] | None = None  # what was open when the backend under construction was begun
-        self._stranded, self._cut_at = Stranded(), 0.0
+        self._stranded = Stranded(self._sockets)
         self._lost: dict[str, tuple[int, ...]] = {}
         self._connection: Store | None = None
         self._life_store: Store | None = None
@@ -103,25 +103,32 @@ class GroupKeeper:
         """
         with self._lock:
             if not self.was_cut:
-                self.was_cut, self._cut_at = True, time.monotonic()
-            doomed = set(self._sockets)
-            if self._before is not None:
-                doomed |= connected_sockets(besides=self._before)
+                self.was_cut, self._stranded = True, Stranded(self._sockets)
+            self._end_connections()
             if with_store:
                 self._connection = None
                 self._hush(True)  # it would print its own stack trace of what is done on purpose here
-                doomed |= connected_sockets(peer_port=self._meeting.port)
-            for sock in doomed:
-                shut_down(sock)
+                for sock in connected_sockets(peer_port=self._meeting.port):
+                    shut_down(sock)
             nccl.abort_all()
 
-    def wake_stranded(self) -> None:
-        """After a cut: wake threads that gloo has forgotten.
+    def _end_connections(self) -> set[Socket]:
+        """End those of all backends, also of one that is being made, and return them.
 
-        It has told all others when it has closed the connections, which it does not do with all of them.
+        Gloo reads what came before, and may answer it: it ends the process when it cannot. So it may still write.
         """
+        doomed = set(self._sockets)
+        if self._before is not None:
+            doomed |= connected_sockets(besides=self._before)
+        for sock in doomed:
+            shut_down(sock, socket.SHUT_RD)
+        tell_once(doomed)
+        return doomed
+
+    def wake_stranded(self) -> None:
+        """After a cut: wake threads that gloo has forgotten."""
         with self._lock:
-            if self.was_cut and (time.monotonic() > self._cut_at + _TELLING or not self._sockets & open_sockets()):
+            if self.was_cut:
                 self._stranded.wake()
 
     def use_nccl(self) -> bool:
@@ -167,6 +174,7 @@ class GroupKeeper:
 
     def _heal(self, life: int) -> list[tuple[int, ...]]:
         with self._lock:
+            ended = self._end_connections()
             self._sockets.clear()
         store = self._new_store(life)
         known = self._known_to_all(store)
@@ -176,7 +184,7 @@ class GroupKeeper:
                 if pg.group_name in known:
                     self._renew(pg, known[pg.group_name], store, life, earlier)
         finally:
-            let_go(earlier, threads)
+            let_go(earlier, ended, threads)
         self._models.agree(store, known)
         self._settle(life, store)
         self.was_cut = False

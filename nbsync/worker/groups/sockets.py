@@ -15,7 +15,7 @@ Socket = tuple[int, int]  # descriptor and inode: a descriptor alone may come to
 def open_sockets() -> set[Socket]:
     """All sockets of this process."""
     found = set()
-    for name in _descriptors():
+    for name in descriptors():
         try:
             status = os.fstat(int(name))
         except OSError:  # closed meanwhile, as the descriptor of this very listing is
@@ -25,7 +25,8 @@ def open_sockets() -> set[Socket]:
     return found
 
 
-def _descriptors() -> Iterable[str]:
+def descriptors() -> Iterable[str]:
+    """Of this process, or at least all that there may be."""
     try:
         return os.listdir("/proc/self/fd")
     except OSError:  # no descriptor is left to read it with
@@ -37,13 +38,13 @@ def connected_sockets(besides: Set[Socket] = frozenset(), peer_port: int | None 
     return {sock for sock in open_sockets() - besides if _is_connected(sock, peer_port)}
 
 
-def shut_down(sock: Socket) -> None:
-    """End the connection, unless the descriptor has come to mean something else."""
+def shut_down(sock: Socket, how: int = socket.SHUT_RDWR) -> None:
+    """End the connection, or one direction of it, unless the descriptor has come to mean something else."""
     fd, inode = sock
     try:
         if os.fstat(fd).st_ino == inode:
             with _borrowed(fd) as borrowed:
-                borrowed.shutdown(socket.SHUT_RDWR)
+                borrowed.shutdown(how)
     except OSError:  # closed, or the peer went first
         return
 

@@ -4,8 +4,11 @@ When a connection ends, gloo tells those who wait for messages that have not beg
 was on its way: that thread waits until the group's timeout, half an hour, while everybody else is free. It makes no
 difference whether the connection was cut here or the peer's process died; any large message can be hit.
 
-Such a thread is inside `UnboundBuffer::waitRecv` or `waitSend`, so the buffer's address stands in the topmost frames of
-its stack. What gloo does for the others is done for it from here: the buffer gets an exception to raise.
+A message whose operation has ended meanwhile is the other way round: nobody waits for it, and gloo neither reads it nor
+closes its connection, of which its event loop is told again and again, and takes a whole processor.
+
+The forgotten thread is inside `UnboundBuffer::waitRecv` or `waitSend`: the futex that it sleeps on is a part of the
+buffer. What gloo does for the others is done for it from here: the buffer gets an exception to raise.
 """
 
 from __future__ import annotations
@@ -14,19 +17,22 @@ import ctypes
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from nbsync.worker.groups.events import is_event_loop, tell_once
 from nbsync.worker.groups.native import torch_library
+from nbsync.worker.groups.sockets import Socket
 
 _TABLE = "_ZTVN4gloo9transport3tcp13UnboundBufferE"  # what objects of that class begin with, 16 bytes into it
 _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
-_TOP = 4096  # bytes of a stack: the frames of a wait take much less
+_BEFORE = 256  # bytes from a buffer's beginning to what is waited on in it, at most
+_RUNNER, _LOOP = "pt_gloo", "gloo_tcp_loop"  # gloo's threads, as they are named
 _SAYS = b"Connection closed by peer in the middle of a message"
 _ERROR_SIZE = 16  # of a std::runtime_error
-BETWEEN = 0.04  # seconds between two looks
+SOON, LATE = 0.015, 0.25  # seconds until the next look: at first, and at most
 
 Tell = Callable[[int], None]
 
@@ -34,25 +40,32 @@ Tell = Callable[[int], None]
 class Stranded:
     """Finds and wakes them.
 
-    A buffer ends with its operation, so the operation may not be about to end: it was given the time to, and its thread
-    sleeps where it slept at the look before.
+    A buffer ends with its operation, so nobody else may be about to end that: the connections have been shut down,
+    gloo's event loops have been told and sleep, and the buffer's thread sleeps in it, as at the look before.
 
     Args:
+        sockets: the connections.
         threads: only these, by number; None for the main thread and all of gloo's.
     """
 
-    def __init__(self, threads: frozenset[int] | None = None) -> None:
-        self._threads = threads
+    def __init__(self, sockets: Set[Socket], threads: frozenset[int] | None = None) -> None:
+        self._sockets, self._threads = sockets, threads
         self._seen: set[tuple[int, int]] = set()
-        self._looked = 0.0
+        self._looked, self._pause = 0.0, SOON
 
     def wake(self) -> bool:
-        """To be called again and again, when the connections have ended. Returns whether somebody still waits."""
+        """To be called again and again, when the connections were shut down. Returns whether somebody still waits.
+
+        Most are found at once, so looks become rarer.
+        """
         now = time.monotonic()
-        if now - self._looked < BETWEEN:
+        if now - self._looked < self._pause:
             return True
-        self._looked = now
+        self._looked, self._pause = now, min(2 * self._pause, LATE)
         try:
+            if not all(map(_is_idle, _tasks(_LOOP))):
+                tell_once(self._sockets)
+                return True
             table, tell = _gloo()
             found = set(_awaited(table, self._threads))
         except (OSError, AttributeError, ValueError):  # another build of torch, or a system that does not let us look
@@ -62,43 +75,62 @@ class Stranded:
         self._seen = found - self._seen
         return bool(found)
 
+    def wake_all(self, seconds: float) -> None:
+        """Look for so long, or until nobody waits."""
+        end = time.monotonic() + seconds
+        while self.wake() and time.monotonic() < end:
+            time.sleep(self._pause)
+
 
 def gloo_threads() -> frozenset[int]:
     """The threads, by number, in which gloo's collectives run."""
-    return frozenset(int(task.name) for task in _tasks() if _is_gloos(task))
+    return frozenset(int(task.name) for task in _tasks(_RUNNER))
+
+
+def _is_idle(loop: Path) -> bool:
+    """Whether the thread of an event loop waits for events."""
+    return (call := _sleeps_in(loop)) is not None and is_event_loop(call)
 
 
 def _awaited(table: int, threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
-    """The stacks at whose top there is a buffer, with its address."""
+    """The threads that sleep in a buffer, with its address."""
     memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for top in _stacks(threads):
-            for (word,) in struct.iter_unpack("N", os.pread(memory, _TOP, top)):
-                with suppress(OSError):  # no address, which most words are not
-                    if word % 8 == 0 and word >> 63 == 0 and os.pread(memory, 8, word) == struct.pack("N", table):
-                        yield top, word
+        for thread, futex in _sleepers(threads):
+            begin = (futex & ~7) - _BEFORE
+            with suppress(OSError, OverflowError):  # no futex, but some other argument of a system call
+                words = struct.unpack(f"{_BEFORE // 8}N", os.pread(memory, _BEFORE, begin))
+                yield from [(thread, begin + 8 * i) for i, word in enumerate(words) if word == table][-1:]
     finally:
         os.close(memory)
 
 
-def _stacks(threads: frozenset[int] | None) -> Iterator[int]:
-    """The tops of the stacks of threads that sleep."""
+def _sleepers(threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
+    """The threads that sleep, each with the first argument of the system call that it sleeps in."""
     for task in _tasks():
-        with suppress(OSError):  # the thread has ended
-            number = int(task.name)
-            if number in threads if threads is not None else number == os.getpid() or _is_gloos(task):
-                state = (task / "syscall").read_text().split()
-                if len(state) > 2 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
-                    yield int(state[-2], 16)
+        number = int(task.name)
+        is_wanted = number in threads if threads is not None else number == os.getpid() or _is_named(task, _RUNNER)
+        if is_wanted and (argument := _sleeps_in(task)) is not None:
+            yield number, argument
 
 
-def _tasks() -> Iterator[Path]:
-    return Path("/proc/self/task").iterdir()
+def _sleeps_in(task: Path) -> int | None:
+    """The first argument of the system call that a thread sleeps in."""
+    with suppress(OSError):  # the thread has ended
+        call = (task / "syscall").read_text().split()
+        if len(call) > 3 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
+            return int(call[1], 16)
+    return None
 
 
-def _is_gloos(task: Path) -> bool:
+def _tasks(name: str = "") -> Iterator[Path]:
+    """The threads of this process whose names begin so."""
+    return (task for task in Path("/proc/self/task").iterdir() if _is_named(task, name))
+
+
+def _is_named(task: Path, name: str) -> bool:
     try:
-        return (task / "comm").read_text().startswith("pt_gloo")
+        return (task / "comm").read_text().startswith(name)
     except OSError:  # the thread has ended
         return False
 
