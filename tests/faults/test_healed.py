@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import time
 
 from worlds import GUARD, SETTLED, Ranks
 
+from nbsync.worker.groups.events import tell_once
 from notebooks import poll
 
 _FAIL = "if rank == 0:\n    inject.raise_error('row 42')\ndist.barrier()"
@@ -97,3 +100,21 @@ def test_row_42_another_torch(pair: Ranks) -> None:
     finally:
         pair.run("backends._SPARE_TYPES, backends._release_resources = spare, kept").ok()
     pair.assert_whole()
+
+
+def test_row_42_an_event_loop_is_told_once() -> None:
+    """A connection that has ended, and that gloo does not close, does not keep gloo's event loop at work."""
+    with socket.create_server(("localhost", 0)) as server, socket.create_connection(server.getsockname()) as mine:
+        peer, _ = server.accept()
+        with peer, select.epoll() as loop, select.epoll() as another:
+            for each in (loop, another):
+                each.register(mine, select.EPOLLIN)
+            another.register(peer, select.EPOLLIN)
+            mine.shutdown(socket.SHUT_RD)
+            told = [(mine.fileno(), select.EPOLLIN)]
+            assert [loop.poll(0) for _ in range(3)] == [told] * 3
+            tell_once({(mine.fileno(), os.fstat(mine.fileno()).st_ino), (peer.fileno(), 1)})
+            assert [loop.poll(0) for _ in range(2)] == [told, []]
+            assert another.poll(0) == told
+            mine.sendall(b"still")
+            assert [another.poll(0) for _ in range(2)] == [[(peer.fileno(), select.EPOLLIN)]] * 2
