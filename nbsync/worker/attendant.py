@@ -135,9 +135,11 @@ class Attendant:
         """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
         self._interrupts.ask_again()
-        if not self._is_enforcing or not self._is_still(now):
+        if not self._is_enforcing:
             return
         self._groups.wake_stranded()
+        if not self._is_still(now):
+            return
         if self.released is not None and run == self.released.run and now >= self._release_at:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:

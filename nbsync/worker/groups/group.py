@@ -115,7 +115,8 @@ class GroupKeeper:
     def _end_connections(self) -> set[Socket]:
         """End those of all backends, also of one that is being made, and return them.
 
-        Gloo reads what came before, and may answer it: it ends the process when it cannot. So it may still write.
+        Gloo reads what came before, and may answer it: it ends the process when it cannot. So it may still
+        write, for the moment.
         """
         doomed = set(self._sockets)
         if self._before is not None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from nbsync.worker.groups.events import is_event_loop, tell_once
 from nbsync.worker.groups.native import torch_library
-from nbsync.worker.groups.sockets import Socket
+from nbsync.worker.groups.sockets import Socket, shut_down
 
 _TABLE = "_ZTVN4gloo9transport3tcp13UnboundBufferE"  # what objects of that class begin with, 16 bytes into it
 _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
@@ -32,7 +32,7 @@ _BEFORE = 256  # bytes from a buffer's beginning to what is waited on in it, at 
 _RUNNER, _LOOP = "pt_gloo", "gloo_tcp_loop"  # gloo's threads, as they are named
 _SAYS = b"Connection closed by peer in the middle of a message"
 _ERROR_SIZE = 16  # of a std::runtime_error
-SOON, LATE = 0.015, 0.25  # seconds until the next look: at first, and at most
+SOON, LATE = 0.015, 0.25  # seconds until the next look: after the first one, and at most
 
 Tell = Callable[[int], None]
 
@@ -51,7 +51,7 @@ class Stranded:
     def __init__(self, sockets: Set[Socket], threads: frozenset[int] | None = None) -> None:
         self._sockets, self._threads = sockets, threads
         self._seen: set[tuple[int, int]] = set()
-        self._looked, self._pause = 0.0, SOON
+        self._looked, self._pause = 0.0, SOON / 2  # doubled by each look
 
     def wake(self) -> bool:
         """To be called again and again, when the connections were shut down. Returns whether somebody still waits.
@@ -61,11 +61,12 @@ class Stranded:
         now = time.monotonic()
         if now - self._looked < self._pause:
             return True
-        self._looked, self._pause = now, min(2 * self._pause, LATE)
+        self._looked = now
         try:
             if not all(map(_is_idle, _tasks(_LOOP))):
-                tell_once(self._sockets)
+                self._stop_loops()
                 return True
+            self._pause = min(2 * self._pause, LATE)
             table, tell = _gloo()
             found = set(_awaited(table, self._threads))
         except (OSError, AttributeError, ValueError):  # another build of torch, or a system that does not let us look
@@ -74,6 +75,12 @@ class Stranded:
             tell(buffer)
         self._seen = found - self._seen
         return bool(found)
+
+    def _stop_loops(self) -> None:
+        """They have had the time to answer what came before the end: no more of a large message need be sent."""
+        for sock in self._sockets:
+            shut_down(sock)
+        tell_once(self._sockets)
 
     def wake_all(self, seconds: float) -> None:
         """Look for so long, or until nobody waits."""
