@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import dill
 
@@ -144,22 +144,16 @@ class _Pickler(Pickler):
         return _LONG_PUT.pack(pickle.LONG_BINPUT, idx)
 
 
-def write_luggage(settings: Settings, specs: Sequence[WorkerSpec], variables: Variables) -> int:
-    """Put everything into a file that has no name. Returns its descriptor, which belongs to the caller."""
+def write_luggage(file: BinaryIO, settings: Settings, specs: Sequence[WorkerSpec], variables: Variables) -> None:
+    """Put everything into a file, which is empty."""
     views = [buffer.raw() for buffer in variables.buffers]
     head = pickle.dumps((settings, tuple(specs), variables.stream, variables.parts, [view.nbytes for view in views]))
-    fd = _anonymous_file()
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(_SIZE.pack(len(head)) + head)
-            for view in views:
-                file.seek(_aligned(file.tell()))
-                file.write(view)
-            file.truncate(max(file.tell(), 1))
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    file.write(_SIZE.pack(len(head)) + head)
+    for view in views:
+        file.seek(_aligned(file.tell()))
+        file.write(view)
+    file.truncate(max(file.tell(), 1))
+    file.flush()
 
 
 def read_luggage(fd: int) -> tuple[Settings, tuple[WorkerSpec, ...], Variables]:
@@ -176,16 +170,16 @@ def read_luggage(fd: int) -> tuple[Settings, tuple[WorkerSpec, ...], Variables]:
     return settings, specs, Variables(stream, buffers, parts)
 
 
+def anonymous_file() -> BinaryIO:
+    """A file that has no name, in shared memory where the system offers that."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("nbsync-luggage"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile())
+
+
 def spoken(name: str) -> str:
     """A variable as the user knows it."""
     return "the function or its arguments" if name == CALL else repr(name)
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("nbsync-luggage")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _aligned(position: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import BinaryIO
 
 from nbsync.errors import StartError
 from nbsync.kernel.engines.base import Process
@@ -14,10 +15,11 @@ from nbsync.kernel.engines.served import serve_all
 from nbsync.kernel.engines.wires import Wires, refused
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.reaping import kill_and_reap
-from nbsync.kernel.sigint import PutOff
+from nbsync.kernel.sigint import PutOff, sigint_later
 from nbsync.kernel.start.forker import run_in_forker
 from nbsync.kernel.start.luggage import pack_notebook
 from nbsync.kernel.start.methods import choose_method
+from nbsync.protocol.luggage import anonymous_file
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
 
@@ -36,7 +38,7 @@ class LocalEngine:
         self.method = ""
         self._start_method = start_method
         self._obstacle = ""  # found by trying
-        self._luggage = -1
+        self._luggage: BinaryIO | None = None
 
     def prepare(self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> None:
         """Decide how to start, and pack what forks need not. See `Engine.prepare`."""
@@ -47,9 +49,15 @@ class LocalEngine:
         self._drop_luggage()
         if self.method != "fork":
             try:
-                self._luggage = pack_notebook(specs, inherited, common)
+                with sigint_later():
+                    self._luggage = anonymous_file()
+                pack_notebook(self._luggage, specs, inherited, common)
             except OSError as error:  # no room in shared memory, no descriptor, the working directory was removed
+                self._drop_luggage()
                 raise StartError(f"the notebook could not be packed for the workers: {error}") from error
+            except BaseException:  # also an interrupt
+                self._drop_luggage()
+                raise
 
     def start(
         self, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common, interrupt: PutOff
@@ -88,17 +96,18 @@ class LocalEngine:
         started: list[Process],
         interrupt: PutOff,
     ) -> None:
-        if self.method == "fork":
+        if self._luggage is None:
             run_in_forker(partial(fork_all, specs, wires, inherited, common, started, interrupt))
         elif self.method == "forkserver":
-            serve_all(specs, wires, self._luggage, started, interrupt)
+            serve_all(specs, wires, self._luggage.fileno(), started, interrupt)
         else:
-            run_in_forker(partial(spawn_all, specs, wires, self._luggage, os.getpid(), os.environ, started, interrupt))
+            luggage = self._luggage.fileno()
+            run_in_forker(partial(spawn_all, specs, wires, luggage, os.getpid(), os.environ, started, interrupt))
 
     def _drop_luggage(self) -> None:
-        if self._luggage >= 0:
-            os.close(self._luggage)
-            self._luggage = -1
+        if self._luggage is not None:
+            self._luggage.close()
+            self._luggage = None
 
     def _undo(self, wires: Sequence[Wires], started: Sequence[Process]) -> None:
         for process in started:

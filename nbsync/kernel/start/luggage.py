@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.protocol.luggage import CALL, Settings, Variables, write_luggage
@@ -19,17 +19,15 @@ _NOT_USERS = re.compile(r"__\w+__|_+|_\d+|_i+|_i\d+|_[dio]h|In|Out|exit|quit|get
 _told: set[tuple[str, str]] = set()
 
 
-def pack_notebook(specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> int:
-    """Everything the workers need to become like this notebook, in a file of shared memory.
+def pack_notebook(file: BinaryIO, specs: Sequence[WorkerSpec], inherited: Call | None, common: Common) -> None:
+    """Put everything the workers need to become like this notebook into a file.
 
     What cannot be sent is told to the user, each variable once.
 
     Args:
+        file: an empty one.
         inherited: a function for the workers, with its arguments.
         common: of what is in it, the workers know by name what could be sent; the rest is taken out.
-
-    Returns:
-        The file's descriptor, which belongs to the caller.
 
     Raises:
         TransferError: the function or its arguments cannot be sent.
@@ -52,7 +50,7 @@ def pack_notebook(specs: Sequence[WorkerSpec], inherited: Call | None, common: C
         missing=variables.missing,
         **_of_shell(),
     )
-    return write_luggage(settings, specs, variables)
+    write_luggage(file, settings, specs, variables)
 
 
 def notebook_variables() -> dict[str, Any]:
