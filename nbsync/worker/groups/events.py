@@ -15,7 +15,7 @@ from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 
-from nbsync.worker.groups.sockets import Socket, descriptors
+from nbsync.worker.groups.sockets import Socket, descriptors, shut_down
 
 _MODIFY = 3  # EPOLL_CTL_MOD
 _ONLY_CHANGES = 1 << 31  # EPOLLET
@@ -25,6 +25,13 @@ _ENTRY = re.compile(r"tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+) .*i
 class _Event(ctypes.Structure):
     _pack_ = 1 if platform.machine() == "x86_64" else 0
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
+
+
+def end_connections(sockets: Set[Socket], how: int) -> None:
+    """Shut them down, in one direction or both, and have the loops be told of it once."""
+    for sock in sockets:
+        shut_down(sock, how)
+    tell_once(sockets)
 
 
 def tell_once(sockets: Set[Socket]) -> None:

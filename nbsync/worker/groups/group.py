@@ -22,7 +22,7 @@ from torch.distributed import distributed_c10d
 
 from nbsync.worker.groups import nccl
 from nbsync.worker.groups.backends import let_go, make_fresh, replace
-from nbsync.worker.groups.events import tell_once
+from nbsync.worker.groups.events import end_connections
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
@@ -121,9 +121,7 @@ class GroupKeeper:
         doomed = set(self._sockets)
         if self._before is not None:
             doomed |= connected_sockets(besides=self._before)
-        for sock in doomed:
-            shut_down(sock, socket.SHUT_RD)
-        tell_once(doomed)
+        end_connections(doomed, socket.SHUT_RD)
         return doomed
 
     def wake_stranded(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Set
@@ -22,9 +23,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from nbsync.worker.groups.events import is_event_loop, tell_once
+from nbsync.worker.groups.events import end_connections, is_event_loop
 from nbsync.worker.groups.native import torch_library
-from nbsync.worker.groups.sockets import Socket, shut_down
+from nbsync.worker.groups.sockets import Socket
 
 _TABLE = "_ZTVN4gloo9transport3tcp13UnboundBufferE"  # what objects of that class begin with, 16 bytes into it
 _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
@@ -32,7 +33,7 @@ _BEFORE = 256  # bytes from a buffer's beginning to what is waited on in it, at 
 _RUNNER, _LOOP = "pt_gloo", "gloo_tcp_loop"  # gloo's threads, as they are named
 _SAYS = b"Connection closed by peer in the middle of a message"
 _ERROR_SIZE = 16  # of a std::runtime_error
-SOON, LATE = 0.015, 0.25  # seconds until the next look: after the first one, and at most
+_SOON, _LATE = 0.015, 0.25  # seconds until the next look: after the first one, and at most
 
 Tell = Callable[[int], None]
 
@@ -51,7 +52,7 @@ class Stranded:
     def __init__(self, sockets: Set[Socket], threads: frozenset[int] | None = None) -> None:
         self._sockets, self._threads = sockets, threads
         self._seen: set[tuple[int, int]] = set()
-        self._looked, self._pause = 0.0, SOON / 2  # doubled by each look
+        self._looked, self._pause = 0.0, _SOON / 2  # doubled by each look
 
     def wake(self) -> bool:
         """To be called again and again, when the connections were shut down. Returns whether somebody still waits.
@@ -64,9 +65,10 @@ class Stranded:
         self._looked = now
         try:
             if not all(map(_is_idle, _tasks(_LOOP))):
-                self._stop_loops()
+                # They had the time to answer what came before the end: no more of a large message need be sent.
+                end_connections(self._sockets, socket.SHUT_RDWR)
                 return True
-            self._pause = min(2 * self._pause, LATE)
+            self._pause = min(2 * self._pause, _LATE)
             table, tell = _gloo()
             found = set(_awaited(table, self._threads))
         except (OSError, AttributeError, ValueError):  # another build of torch, or a system that does not let us look
@@ -75,12 +77,6 @@ class Stranded:
             tell(buffer)
         self._seen = found - self._seen
         return bool(found)
-
-    def _stop_loops(self) -> None:
-        """They have had the time to answer what came before the end: no more of a large message need be sent."""
-        for sock in self._sockets:
-            shut_down(sock)
-        tell_once(self._sockets)
 
     def wake_all(self, seconds: float) -> None:
         """Look for so long, or until nobody waits."""
