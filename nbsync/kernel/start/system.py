@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
 from nbsync.errors import StartError
 from nbsync.kernel.pidfd import open_pidfd
 
+_NO_PROCESS = -1
 _NAMES = {"darwin": "macOS", "win32": "Windows"}
 
 
@@ -27,7 +27,7 @@ def why_no_workers() -> str:
             "in a container or in WSL2. `nbsync.World` works here too"
         )
     try:
-        os.close(open_pidfd(os.getpid()))
+        open_pidfd(_NO_PROCESS)  # refused in any case, so there is no descriptor that an interrupt could leave open
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.EPERM):  # an old kernel, or a container that forbids it
             return (
