@@ -206,8 +206,8 @@ class Conductor:
                 self._printer.display(rank, message, now)
             case ClearOutput():
                 self._printer.clear(rank, message, now)
-            case Raised(_, type_name):
-                self._release(f"rank {rank} raised {type_name}")
+            case Raised():
+                self._release()
             case Where():
                 self._lookout.take(rank, message)
                 self._insistence.heard(rank, message.ticket)
@@ -215,11 +215,11 @@ class Conductor:
                 self._run.done[rank] = message
                 self._printer.finish(rank, now)
                 if message.failure is not None and not message.failure.is_consequence:
-                    self._release(f"rank {rank} raised {message.failure.type_name}")
+                    self._release()
             case Exited():
+                self._release(dead=rank)  # first: what moves among the others now moves in vain
                 self._printer.finish(rank, now)
                 self._run.note_exit(rank, message, self._last_line(rank), self._printer.last_words(rank))
-                self._release(f"rank {rank} ended")
 
     def _look(self, now: float) -> None:
         if now >= self._lookout.next_look:
@@ -229,15 +229,16 @@ class Conductor:
         stuck = self._lookout.look(now)
         if stuck is not None and not self._released:
             self._run.stuck = stuck
-            self._release(stuck)
+            self._release()
 
-    def _release(self, reason: str) -> None:
+    def _release(self, dead: int | None = None) -> None:
         """Free the ranks that wait, or will wait, in a collective with a rank that does not come."""
-        if not self._released:
-            self._released = True
-            if self._ends_with_first:
-                self._deadline = time.monotonic() + GRACE_AFTER_FAILURE
-            self._order(Release(self._run.number, reason))
+        if self._released and dead is None:
+            return
+        if self._ends_with_first and not self._released:
+            self._deadline = time.monotonic() + GRACE_AFTER_FAILURE
+        self._released = True
+        self._order(Release(self._run.number, dead))
 
     def _interrupt(self) -> None:
         """The first asks; the second asks again those that swallowed it; the third gives up on them."""

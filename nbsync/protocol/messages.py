@@ -99,10 +99,14 @@ class Interrupt:
 
 @dataclass(frozen=True)
 class Release:
-    """Break the collective that the main thread is blocked in, if it still works on `run`."""
+    """Break the collective that the main thread is blocked in, if it still works on `run`.
+
+    Attributes:
+        dead: the rank whose process has ended, if that is why.
+    """
 
     run: int
-    reason: str
+    dead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,6 @@ class Raised:
     """An exception ended the user's code on this rank; its description follows in `Done`."""
 
     run: int
-    type_name: str
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
+from nbsync.worker.groups.stillness import Stillness
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
@@ -32,10 +33,8 @@ from nbsync.worker.places import collective_in, describe_file, is_users, peer_in
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
-CHECK_EVERY = 0.02  # seconds
-STILL = 0.3  # processors that a process uses at most while it only waits
+CHECK_EVERY = 0.01  # seconds
 _FILE = re.compile(r'File "([^"]+)", line (\d+)')
-PATIENCE = 3.0  # seconds after which even a busy process is cut
 
 
 class Attendant:
@@ -57,13 +56,11 @@ class Attendant:
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
-        channel.wake = feed.wake = self._wake
+        channel.wake = feed.wake = groups.lost_loops.tell = self._wake
         self._interrupted: int | None = None
         self._interrupted_at = 0.0
         self._release_at = 0.0
-        self._cpu = (0.0, 0.0)  # a time, and the processor time used until then
-        self._enforced_run: int | None = None
-        self._enforced_since = 0.0
+        self._stillness = Stillness(groups)
         self._idle = threading.Event()
         self._pid = os.getpid()
 
@@ -120,12 +117,12 @@ class Attendant:
             case Interrupt(run):
                 if self._interrupts.ask(run):
                     self._interrupted, self._interrupted_at = run, time.monotonic()
-                    self._cpu = (time.monotonic(), time.process_time())
+                    self._stillness.begin(run, self._interrupted_at)
             case Release(run):
                 if run > self._interrupts.over:  # it may not have begun yet
-                    self.released = message
-                    self._release_at = time.monotonic() + RELEASE_GRACE
-                    self._cpu = (time.monotonic(), time.process_time())
+                    now = time.monotonic()
+                    self.released, self._release_at = message, now + RELEASE_GRACE
+                    self._stillness.begin(run, now)
             case Peek(ticket, with_stack):
                 self._channel.send(self._where(ticket, with_stack))
             case request:
@@ -135,12 +132,16 @@ class Attendant:
         """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
         self._interrupts.ask_again()
+        if self._groups.lost_loops.count and not self._groups.was_cut:
+            self._groups.cut()  # nobody else tells the main thread that nothing more will come
         if not self._is_enforcing:
             return
         self._groups.wake_stranded()
-        if not self._is_still(now):
+        release = self.released if self.released is not None and self.released.run == run else None
+        is_in_vain = release is not None and self._waits_for(release.dead)
+        if not (is_in_vain or self._stillness.is_so(now)):
             return
-        if self.released is not None and run == self.released.run and now >= self._release_at:
+        if release is not None and (is_in_vain or now >= self._release_at):
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:
                 self._groups.cut()
@@ -153,23 +154,17 @@ class Attendant:
             if in_c or collective_in(self._main_stack()) is not None:
                 self._groups.cut(with_store=in_c)
 
-    def _is_still(self, now: float) -> bool:
-        """Whether the process does nothing, and so moves no data: what moves is let through, and ends by itself.
-
-        A process that waits for its GPU is busy all the time, and NCCL's abort loses nothing that is not lost already.
-        """
-        if self._groups.use_nccl():
-            return True
-        (then, used), self._cpu = self._cpu, (now, time.process_time())
-        if self._enforced_run != self._interrupts.run:
-            self._enforced_run, self._enforced_since = self._interrupts.run, now
-        return self._cpu[1] - used < STILL * (now - then) or now - self._enforced_since > PATIENCE
+    def _waits_for(self, dead: int | None) -> bool:
+        """Whether the main thread is in a collective with a rank that is no more: what flows in it flows in vain."""
+        current = self._watch.current
+        return current is not None and dead in current.ranks
 
     @property
     def _is_enforcing(self) -> bool:
         run, over = self._interrupts.run, self._interrupts.over
         is_released = self.released is not None and self.released.run > over
-        return is_released or (run is not None and run == self._interrupted)
+        has_to_end = run is not None and (run == self._interrupted or self._groups.lost_loops.count > 0)
+        return is_released or has_to_end
 
     def _main_stack(self) -> list[Any]:
         return walk_stack(sys._current_frames().get(self._main or 0))

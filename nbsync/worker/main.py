@@ -299,7 +299,7 @@ class Worker:
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
             return True
         if run is not None and not follows:
-            self.channel.send(Raised(run, type(error).__name__))
+            self.channel.send(Raised(run))
         return follows
 
     def _was_released(self, run: int | None) -> bool:

@@ -160,3 +160,30 @@ def test_row_07_last_stderr_lines_are_in_the_error(pair: Ranks) -> None:
         assert "row seven: assertion failed" in error.evalue
     finally:
         pair.bring_back(1)
+
+
+_UNREADABLE = """
+import ctypes, mmap
+memory = mmap.mmap(-1, 1 << 20)
+sent = torch.frombuffer(memory, dtype=torch.uint8)
+def allow(what): assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(sent.data_ptr()), len(memory), what) == 0
+if rank == 0:
+    work = dist.isend(sent, dst=1)
+    allow(0)
+dist.barrier()
+work.wait() if rank == 0 else dist.recv(sent, src=0)
+"""
+_LOST = (
+    "[open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')].count('lost_gloo_loop\\n')"
+)
+
+
+def test_row_07_gloo_s_event_loop_fails(pair: Ranks) -> None:
+    """Gloo ends the process when its loop cannot send, as when what is to be sent was freed: here it lives on."""
+    before = pair.run(_LOST).ok().texts
+    for times in (1, 2):
+        error = pair.fail(_UNREADABLE, "RuntimeError")
+        assert "Connection closed by peer" in error.evalue
+        pair.run("if rank == 0: allow(3)").ok()
+        pair.assert_whole()
+        assert pair.notebook.run(f"%%on_rank 0\n{_LOST}").ok().texts == [f"[0] {int(before[0].split()[1]) + times}"]

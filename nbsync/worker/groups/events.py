@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import re
+import socket
 import stat
 from collections.abc import Set
 from contextlib import suppress
@@ -27,10 +28,15 @@ class _Event(ctypes.Structure):
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 
 
-def end_connections(sockets: Set[Socket], how: int) -> None:
-    """Shut them down, in one direction or both, and have the loops be told of it once."""
-    for sock in sockets:
-        shut_down(sock, how)
+def end_connections(sockets: Set[Socket]) -> None:
+    """Shut them down, and have the loops be told of it once.
+
+    Nothing goes out any more when the first operation learns that it has failed, and frees its memory: torch frees some
+    of it before gloo stops to send from there, and gloo ends the process when the system refuses that.
+    """
+    for how in (socket.SHUT_WR, socket.SHUT_RD):
+        for sock in sockets:
+            shut_down(sock, how)
     tell_once(sockets)
 
 

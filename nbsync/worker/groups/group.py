@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,12 +22,14 @@ from torch.distributed import distributed_c10d
 from nbsync.worker.groups import nccl
 from nbsync.worker.groups.backends import let_go, make_fresh, replace
 from nbsync.worker.groups.events import end_connections
+from nbsync.worker.groups.lostloops import LostLoops
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
-from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, shut_down
-from nbsync.worker.groups.stranded import Stranded, gloo_threads
+from nbsync.worker.groups.sockets import Flow, Socket, connected_sockets, flow, open_sockets, shut_down
+from nbsync.worker.groups.stranded import Stranded
+from nbsync.worker.groups.tasks import gloo_threads
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Shield: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -52,6 +53,7 @@ class GroupKeeper:
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
         self.was_cut = False
+        self.lost_loops = LostLoops()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
         self._models = ModelKeeper()
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
@@ -68,6 +70,7 @@ class GroupKeeper:
         """Record the sockets of each gloo backend made from now on, also by user code."""
         self._meeting.install()
         self._models.install()
+        self.lost_loops.install()
         keeper = self
         original = c10d.ProcessGroupGloo
 
@@ -113,15 +116,11 @@ class GroupKeeper:
             nccl.abort_all()
 
     def _end_connections(self) -> set[Socket]:
-        """End those of all backends, also of one that is being made, and return them.
-
-        Gloo reads what came before, and may answer it: it ends the process when it cannot. So it may still
-        write, for the moment.
-        """
+        """End those of all backends, also of one that is being made, and return them."""
         doomed = set(self._sockets)
         if self._before is not None:
             doomed |= connected_sockets(besides=self._before)
-        end_connections(doomed, socket.SHUT_RD)
+        end_connections(doomed)
         return doomed
 
     def wake_stranded(self) -> None:
@@ -129,6 +128,11 @@ class GroupKeeper:
         with self._lock:
             if self.was_cut:
                 self._stranded.wake()
+
+    def flow(self) -> Flow:
+        """What flows through the connections of all backends."""
+        with self._lock:
+            return flow(self._sockets)
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""
@@ -183,10 +187,10 @@ class GroupKeeper:
                 if pg.group_name in known:
                     self._renew(pg, known[pg.group_name], store, life, earlier)
         finally:
-            let_go(earlier, ended, threads)
+            let_go(earlier, ended, threads, for_good=not self.lost_loops.count)
         self._models.agree(store, known)
         self._settle(life, store)
-        self.was_cut = False
+        self.was_cut, self.lost_loops.count = False, 0
         self._hush(False)
         mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
@@ -195,7 +199,7 @@ class GroupKeeper:
 
     def _renew(self, pg: Any, ranks: list[int], store: Store, life: int, earlier: list[Any]) -> None:
         """Give a group fresh backends; `earlier` takes those that it had. All its ranks do it together."""
-        fresh = make_fresh(pg, ranks, PrefixStore(pg.group_name, store))
+        fresh = make_fresh(pg, ranks, PrefixStore(pg.group_name, store), new_loops=bool(self.lost_loops.count))
         with self._shield(), self._lock:  # a cut asks the groups for their backends
             earlier += replace(pg, fresh, life)
         nccl.connect(pg)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import socket
 import stat
+import struct
+import sys
+import termios
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+_INFO_SIZE, _ACKNOWLEDGED_AND_RECEIVED = 136, 120  # bytes of what Linux tells of a connection, and where these are
 
 Socket = tuple[int, int]  # descriptor and inode: a descriptor alone may come to mean another socket
 
@@ -47,6 +54,30 @@ def shut_down(sock: Socket, how: int = socket.SHUT_RDWR) -> None:
                 borrowed.shutdown(how)
     except OSError:  # closed, or the peer went first
         return
+
+
+class Flow(NamedTuple):
+    """How many bytes have come and gone through connections, and how many are on their way."""
+
+    moved: int
+    underway: int
+
+
+def flow(sockets: Set[Socket]) -> Flow:
+    """What flows through those of the connections that are open."""
+    moved = underway = 0
+    for fd, inode in sockets:
+        with suppress(OSError):  # closed
+            if os.fstat(fd).st_ino == inode:
+                with _borrowed(fd) as borrowed:
+                    info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
+                moved += sum(struct.unpack_from("QQ", info, _ACKNOWLEDGED_AND_RECEIVED))
+                underway += sum(_queued(fd, which) for which in (termios.FIONREAD, termios.TIOCOUTQ))
+    return Flow(moved, underway)
+
+
+def _queued(fd: int, which: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, which, bytes(4)), sys.byteorder)
 
 
 def _is_connected(sock: Socket, peer_port: int | None) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Set
@@ -23,17 +22,17 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from nbsync.worker.groups.events import end_connections, is_event_loop
+from nbsync.worker.groups.events import is_event_loop, tell_once
 from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.sockets import Socket
+from nbsync.worker.groups.tasks import LOOP, RUNNER, is_named, sleeps_in, tasks
 
 _TABLE = "_ZTVN4gloo9transport3tcp13UnboundBufferE"  # what objects of that class begin with, 16 bytes into it
 _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
 _BEFORE = 256  # bytes from a buffer's beginning to what is waited on in it, at most
-_RUNNER, _LOOP = "pt_gloo", "gloo_tcp_loop"  # gloo's threads, as they are named
 _SAYS = b"Connection closed by peer in the middle of a message"
 _ERROR_SIZE = 16  # of a std::runtime_error
-_SOON, _LATE = 0.015, 0.25  # seconds until the next look: after the first one, and at most
+_SOON, _LATE = 0.008, 0.25  # seconds until the next look: after the first one, and at most
 
 Tell = Callable[[int], None]
 
@@ -64,9 +63,8 @@ class Stranded:
             return True
         self._looked = now
         try:
-            if not all(map(_is_idle, _tasks(_LOOP))):
-                # They had the time to answer what came before the end: no more of a large message need be sent.
-                end_connections(self._sockets, socket.SHUT_RDWR)
+            if not all(map(_is_idle, tasks(LOOP))):
+                tell_once(self._sockets)  # gloo may have changed what they want to be told
                 return True
             self._pause = min(2 * self._pause, _LATE)
             table, tell = _gloo()
@@ -85,14 +83,9 @@ class Stranded:
             time.sleep(self._pause)
 
 
-def gloo_threads() -> frozenset[int]:
-    """The threads, by number, in which gloo's collectives run."""
-    return frozenset(int(task.name) for task in _tasks(_RUNNER))
-
-
 def _is_idle(loop: Path) -> bool:
     """Whether the thread of an event loop waits for events."""
-    return (call := _sleeps_in(loop)) is not None and is_event_loop(call)
+    return (call := sleeps_in(loop)) is not None and is_event_loop(call)
 
 
 def _awaited(table: int, threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
@@ -110,32 +103,11 @@ def _awaited(table: int, threads: frozenset[int] | None) -> Iterator[tuple[int, 
 
 def _sleepers(threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
     """The threads that sleep, each with the first argument of the system call that it sleeps in."""
-    for task in _tasks():
+    for task in tasks():
         number = int(task.name)
-        is_wanted = number in threads if threads is not None else number == os.getpid() or _is_named(task, _RUNNER)
-        if is_wanted and (argument := _sleeps_in(task)) is not None:
+        is_wanted = number in threads if threads is not None else number == os.getpid() or is_named(task, RUNNER)
+        if is_wanted and (argument := sleeps_in(task)) is not None:
             yield number, argument
-
-
-def _sleeps_in(task: Path) -> int | None:
-    """The first argument of the system call that a thread sleeps in."""
-    with suppress(OSError):  # the thread has ended
-        call = (task / "syscall").read_text().split()
-        if len(call) > 3 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
-            return int(call[1], 16)
-    return None
-
-
-def _tasks(name: str = "") -> Iterator[Path]:
-    """The threads of this process whose names begin so."""
-    return (task for task in Path("/proc/self/task").iterdir() if _is_named(task, name))
-
-
-def _is_named(task: Path, name: str) -> bool:
-    try:
-        return (task / "comm").read_text().startswith(name)
-    except OSError:  # the thread has ended
-        return False
 
 
 @cache

@@ -1,0 +1,67 @@
+"""Whether this process is still: while it computes or data flows, a collective may yet end as it would, uncut."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from nbsync.worker.groups.group import GroupKeeper
+from nbsync.worker.groups.sockets import Flow
+from nbsync.worker.groups.tasks import LOOP, processor_demand
+
+_BUSY = 0.3  # processors that a process which only waits does not use
+_WINDOW = 0.02  # seconds that a judgement is about, at least
+_PAUSE = 0.15  # seconds for which a flow of data may halt, on a machine with more to do than processors
+PATIENCE = 3.0  # seconds after which even a busy process counts as still
+
+
+class _Look(NamedTuple):
+    """The processors' seconds that the process has needed until a moment, and gloo's loops in it; what has flowed."""
+
+    moment: float
+    all: float
+    loops: float
+    flow: Flow
+
+
+class Stillness:
+    """Judges by what has happened since it was asked last."""
+
+    def __init__(self, groups: GroupKeeper) -> None:
+        self._groups = groups
+        self._run: int | None = None
+        self._since = 0.0
+        self._last = self._look(0.0)
+        self._is_still, self._flows_until = False, 0.0
+
+    def begin(self, run: int, now: float) -> None:
+        """From now on `run` is to stop."""
+        if run != self._run:
+            self._run, self._since = run, now
+        self._last = self._look(now)
+        self._is_still, self._flows_until = False, now + _PAUSE * bool(self._last.flow.underway)
+
+    def is_so(self, now: float) -> bool:
+        """Whether the process does nothing.
+
+        A process that waits for its GPU is busy all the time, and NCCL's abort loses nothing that is not lost already.
+        """
+        if self._groups.use_nccl() or now > self._since + PATIENCE:
+            return True
+        if now >= self._last.moment + _WINDOW:
+            before, self._last = self._last, self._look(now)
+            self._is_still = self._judge(before, self._last)
+        return self._is_still
+
+    def _judge(self, before: _Look, now: _Look) -> bool:
+        """Gloo's event loops may be busy for nothing, around a connection that a peer has ended: data must flow."""
+        demand = now.all - before.all
+        if now.flow.moved != before.flow.moved:
+            self._flows_until = now.moment + _PAUSE
+        else:
+            demand -= now.loops - before.loops
+        return now.moment >= self._flows_until and demand < _BUSY * (now.moment - before.moment)
+
+    def _look(self, now: float) -> _Look:
+        own = threading.get_native_id()
+        return _Look(now, processor_demand(besides=own), processor_demand(LOOP), self._groups.flow())

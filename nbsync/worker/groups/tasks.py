@@ -1,0 +1,51 @@
+"""The threads of this process as the system sees them: gloo's are known by their names, and by what they sleep in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+RUNNER, LOOP = "pt_gloo", "gloo_tcp_loop"  # gloo's threads, as they are named
+_NANO = 1e-9
+
+
+def tasks(name: str = "") -> Iterator[Path]:
+    """The folders in /proc of the threads whose names begin so."""
+    return (task for task in Path("/proc/self/task").iterdir() if is_named(task, name))
+
+
+def is_named(task: Path, name: str) -> bool:
+    """Whether the thread's name begins so."""
+    try:
+        return (task / "comm").read_text().startswith(name)
+    except OSError:  # the thread has ended
+        return False
+
+
+def gloo_threads() -> frozenset[int]:
+    """The threads, by number, in which gloo's collectives run."""
+    return frozenset(int(task.name) for task in tasks(RUNNER))
+
+
+def sleeps_in(task: Path) -> int | None:
+    """The first argument of the system call that a thread sleeps in."""
+    with suppress(OSError):  # the thread has ended
+        call = (task / "syscall").read_text().split()
+        if len(call) > 3 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
+            return int(call[1], 16)
+    return None
+
+
+def processor_demand(name: str = "", besides: int | None = None) -> float:
+    """Seconds for which the threads whose names begin so had a processor, or waited for one.
+
+    Args:
+        besides: the number of a thread that does not count.
+    """
+    demand = 0
+    for task in tasks(name):
+        with suppress(OSError):  # the thread has ended, or this system keeps no such account
+            if task.name != str(besides):
+                demand += sum(map(int, (task / "schedstat").read_text().split()[:2]))
+    return demand * _NANO
