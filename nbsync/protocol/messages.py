@@ -99,11 +99,7 @@ class Interrupt:
 
 @dataclass(frozen=True)
 class Release:
-    """Break the collective that the main thread is blocked in, if it still works on `run`.
-
-    Attributes:
-        dead: the rank whose process has ended, if that is why.
-    """
+    """Break the collective that the main thread is blocked in, if it still works on `run`; `dead` ended, if one did."""
 
     run: int
     dead: int | None = None

@@ -343,6 +343,25 @@ def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
     ranks.assert_whole()
 
 
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        (
+            "dist.all_reduce(torch.ones(1), async_op=True).wait() if rank == 0 else None",
+            r"rank 0 waits in all_reduce #\d+",
+        ),
+        ("dist.irecv(torch.ones(1), src=1).wait() if rank == 0 else None", "rank 0 waits in an asynchronous operation"),
+        ("dist.irecv(torch.ones(1), src=1 - rank).wait()", "ranks 0-1 wait in an asynchronous operation"),
+    ],
+)
+def test_row_15_what_was_begun_earlier(pair: Ranks, cell: str, told: str) -> None:
+    """A wait for what does not block is seen like any other, with the name of what is waited for where it is known."""
+    outcome = pair.run(cell)
+    error = outcome.failed("Deadlock")
+    assert re.search(rf"{told} at Cell In\[{outcome.number}\], line 2", error.evalue), error.evalue
+    pair.assert_whole()
+
+
 def test_row_15_wait_for_graph(pair: Ranks) -> None:
     """The message says for whom each rank waits."""
     error = pair.fail("inject.deadlock_in_recv()", "Deadlock")

@@ -64,4 +64,7 @@ class Stillness:
 
     def _look(self, now: float) -> _Look:
         own = threading.get_native_id()
-        return _Look(now, processor_demand(besides=own), processor_demand(LOOP), self._groups.flow())
+        try:
+            return _Look(now, processor_demand(besides=own), processor_demand(LOOP), self._groups.flow())
+        except OSError:  # no descriptor is left to look with: it seems to do nothing
+            return _Look(now, 0.0, 0.0, Flow(0, 0))

@@ -6,7 +6,7 @@ and the group stays usable. The methods of `ProcessGroup` are wrapped, so every 
 imported before the start, and groups made by user code. What C++ starts by itself (DDP's backward) is not compared.
 
 Operations that do not block (`async_op=True`, `isend`, `irecv`) are not compared: waiting for the others there could
-stop a program that is right.
+stop a program that is right. Where the program waits for one, it is known for which.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -64,7 +65,7 @@ _PYTHON_NAMES = {
 
 @dataclass(frozen=True)
 class Collective:
-    """A blocking collective that this process is in: its name, its group, and its number in that group."""
+    """A collective that this process waits for: its name, its group, and its number in that group."""
 
     name: str
     group: str
@@ -76,7 +77,7 @@ class CollectiveWatch:
     """Wraps the collectives of this process.
 
     Attributes:
-        current: the blocking collective that the main thread is in; read by the helper thread.
+        current: the collective that the main thread waits for; read by the helper thread.
     """
 
     def __init__(self, compare: bool) -> None:
@@ -84,6 +85,7 @@ class CollectiveWatch:
         self._compare_first = compare
         self._numbers: Counter[str] = Counter()
         self._ranks: dict[str, tuple[int, ...]] = {}
+        self._begun: WeakKeyDictionary[Any, Collective] = WeakKeyDictionary()  # what does not block, by its `Work`
         self._allgather = dist.ProcessGroup.allgather
         self._allreduce = dist.ProcessGroup.allreduce
         self._minimum = c10d.AllreduceOptions()
@@ -91,11 +93,12 @@ class CollectiveWatch:
         self._main = threading.get_ident()
 
     def install(self) -> None:
-        """Wrap the methods of `ProcessGroup`."""
+        """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
         for method in _COMPARED:
             original = getattr(dist.ProcessGroup, method, None)
             if original is not None:  # not every torch has all of them
                 setattr(dist.ProcessGroup, method, self._wrapped(method, original))
+        dist.Work.wait = self._wrapped_wait(dist.Work.wait)  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
@@ -107,24 +110,47 @@ class CollectiveWatch:
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             if self.current is not None or threading.get_ident() != self._main or group.size() == 1:
                 return original(group, *args, **kwargs)
-            options = kwargs.get("opts", args[-1] if args else None)
             self._numbers[group.group_name] += 1
-            if getattr(options, "asyncOp", True):
-                return original(group, *args, **kwargs)
-            return self._blocking(method, original, group, args, kwargs, options)
+            number = self._numbers[group.group_name]
+            collective = Collective(_PYTHON_NAMES.get(method, method), group.group_name, self._ranks_of(group), number)
+            options = kwargs.get("opts", args[-1] if args else None)
+            if not getattr(options, "asyncOp", True):
+                return self._blocking(method, original, collective, group, args, kwargs, options)
+            work = original(group, *args, **kwargs)
+            if work is not None:
+                self._begun[work] = collective
+            return work
 
         call.__name__, call.__doc__ = method, original.__doc__
         return call
 
+    def _wrapped_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.current is not None or threading.get_ident() != self._main:
+                return original(work, *args, **kwargs)
+            self.current = self._begun.get(work)
+            try:
+                return original(work, *args, **kwargs)
+            finally:
+                self.current = None
+
+        wait.__doc__ = original.__doc__
+        return wait
+
     def _blocking(
-        self, method: str, original: Callable[..., Any], group: Any, args: Any, kwargs: Any, options: Any
+        self,
+        method: str,
+        original: Callable[..., Any],
+        collective: Collective,
+        group: Any,
+        args: Any,
+        kwargs: Any,
+        options: Any,
     ) -> Any:
-        name = _PYTHON_NAMES.get(method, method)
-        ranks = self._ranks_of(group)
-        self.current = Collective(name, group.group_name, ranks, self._numbers[group.group_name])
+        self.current = collective
         try:
             if self._compare_first and _CPU in group._device_types:
-                self._compare(group, ranks, name + _describe(method, args, options))
+                self._compare(group, collective.ranks, collective.name + _describe(method, args, options))
             work = original(group, *args, **kwargs)
             if work is not None:
                 work.wait()  # the caller waits once more, which returns at once: `current` covers the whole wait
