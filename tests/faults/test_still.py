@@ -88,6 +88,7 @@ def test_row_02_patience_ends() -> None:
 _REDUCED = """
 big = [torch.ones(10_000_000) for _ in range(4)]
 both = [dist.all_reduce(each, group=firsts, async_op=True) for each in big] if rank < 2 else []
+dist.barrier()
 if rank == 2: {end}
 for work in both: work.wait()
 dist.barrier()

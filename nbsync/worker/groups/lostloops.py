@@ -34,7 +34,7 @@ class LostLoops:
     def __init__(self) -> None:
         self.count = 0
         self.tell: Callable[[], None] = lambda: None
-        self._handler = _Handler(self._handle)  # C++ holds no reference
+        self._handler: Callable[[], None] | None = None  # C++ holds no reference
         self._before: Callable[[], None] = lambda: None
 
     def install(self) -> None:
@@ -42,7 +42,8 @@ class LostLoops:
         try:
             cpp = ctypes.CDLL("libstdc++.so.6")
             set_terminate = cpp["_ZSt13set_terminatePFvvE"]
-        except (OSError, AttributeError):  # torch was built with another library
+            self._handler = _Handler(self._handle)
+        except (OSError, AttributeError, MemoryError):  # torch was built with another library, or there is no room
             return
         set_terminate.restype = _Handler
         self._before = set_terminate(self._handler)
