@@ -141,7 +141,7 @@ class Attendant:
         is_in_vain = release is not None and self._waits_for(release.dead)
         if not (is_in_vain or self._stillness.is_so(now)):
             return
-        if release is not None and (is_in_vain or now >= self._release_at):
+        if release is not None and now >= self._release_at:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:
                 self._groups.cut()

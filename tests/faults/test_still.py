@@ -88,8 +88,11 @@ def test_row_02_patience_ends() -> None:
 _REDUCED = """
 big = [torch.ones(10_000_000) for _ in range(4)]
 both = [dist.all_reduce(each, group=firsts, async_op=True) for each in big] if rank < 2 else []
-dist.barrier()
-if rank == 2: {end}
+store = dist.group.WORLD.get_group_store()
+if rank < 2: store.set(f"{error} {{rank}}", "begun")
+if rank == 2:
+    store.wait(["{error} 0", "{error} 1"])
+    {end}
 for work in both: work.wait()
 dist.barrier()
 """
@@ -102,7 +105,7 @@ def test_row_02_what_flows_among_others_arrives(world_of: Worlds, end: str, erro
     """Ranks that exchange data among themselves when another one fails get it whole; then they are released."""
     ranks = world_of(4)
     ranks.run("firsts = dist.new_group([0, 1])").ok()
-    ranks.fail(_REDUCED.format(end=end), error)
+    ranks.fail(_REDUCED.format(end=end, error=error), error)
     shown = ranks.notebook.run("%%on_rank 0-1\n[(each == 2).all().item() for each in big]")
     assert shown.ok().texts == ["[0-1] [True, True, True, True]"]
     if error == "WorkerDied":

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.sockets import Flow
-from nbsync.worker.groups.tasks import LOOP, processor_demand
+from nbsync.worker.groups.tasks import Demand, processor_demand
 
 _BUSY = 0.3  # processors that a process which only waits does not use
 _WINDOW = 0.02  # seconds that a judgement is about, at least
@@ -16,11 +16,10 @@ PATIENCE = 3.0  # seconds after which even a busy process counts as still
 
 
 class _Look(NamedTuple):
-    """The processors' seconds that the process has needed until a moment, and gloo's loops in it; what has flowed."""
+    """What the process had done until a moment."""
 
     moment: float
-    all: float
-    loops: float
+    demand: Demand
     flow: Flow
 
 
@@ -55,16 +54,15 @@ class Stillness:
 
     def _judge(self, before: _Look, now: _Look) -> bool:
         """Gloo's event loops may be busy for nothing, around a connection that a peer has ended: data must flow."""
-        demand = now.all - before.all
+        demand = now.demand.all - before.demand.all
         if now.flow.moved != before.flow.moved:
             self._flows_until = now.moment + _PAUSE
         else:
-            demand -= now.loops - before.loops
+            demand -= now.demand.loops - before.demand.loops
         return now.moment >= self._flows_until and demand < _BUSY * (now.moment - before.moment)
 
     def _look(self, now: float) -> _Look:
-        own = threading.get_native_id()
         try:
-            return _Look(now, processor_demand(besides=own), processor_demand(LOOP), self._groups.flow())
+            return _Look(now, processor_demand(besides=threading.get_native_id()), self._groups.flow())
         except OSError:  # no descriptor is left to look with: it seems to do nothing
-            return _Look(now, 0.0, 0.0, Flow(0, 0))
+            return _Look(now, Demand(0.0, 0.0), Flow(0, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 RUNNER, LOOP = "pt_gloo", "gloo_tcp_loop"  # gloo's threads, as they are named
 _NANO = 1e-9
@@ -37,15 +38,19 @@ def sleeps_in(task: Path) -> int | None:
     return None
 
 
-def processor_demand(name: str = "", besides: int | None = None) -> float:
-    """Seconds for which the threads whose names begin so had a processor, or waited for one.
+class Demand(NamedTuple):
+    """Seconds for which threads had a processor, or waited for one: all of them, and gloo's event loops among them."""
 
-    Args:
-        besides: the number of a thread that does not count.
-    """
-    demand = 0
-    for task in tasks(name):
+    all: float
+    loops: float
+
+
+def processor_demand(besides: int) -> Demand:
+    """Of this process until now, but for the thread of the number `besides`."""
+    demand = loops = 0
+    for task in tasks():
         with suppress(OSError):  # the thread has ended, or this system keeps no such account
             if task.name != str(besides):
-                demand += sum(map(int, (task / "schedstat").read_text().split()[:2]))
-    return demand * _NANO
+                its = sum(map(int, (task / "schedstat").read_text().split()[:2]))
+                demand, loops = demand + its, loops + its * is_named(task, LOOP)
+    return Demand(demand * _NANO, loops * _NANO)
