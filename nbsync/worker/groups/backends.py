@@ -37,7 +37,7 @@ _GLOO: Any = _distributed_c10d.ProcessGroupGloo
 _RELEASE = "_ZN4c10d12ProcessGroup17release_resourcesEv"
 _MEMBERS = range(8, 64, 8)  # offsets in a C++ object, after its table of methods
 _WAKING = 10.0  # seconds for threads that may be stranded
-_kept: list[Any] = []
+_kept: list[Any] = []  # what cannot be taken down
 _SPARE_TYPES = range(7, 256, 2)  # torch names the types 0 to 6; the enum holds one byte
 
 
