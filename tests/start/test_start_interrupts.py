@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from pathlib import Path
 
@@ -139,13 +140,14 @@ def test_while_variables_are_packed(starts: Starts, method: str) -> None:
     ("method", "told"),
     [
         ("forkserver", "its helper was ended by SIGSEGV while rebuilding 'slow' for the workers"),
-        ("spawn", "ranks 0-1 was ended by SIGSEGV while rebuilding 'slow'"),
+        ("spawn", "ranks? (0|1|0-1) was ended by SIGSEGV while rebuilding 'slow'"),  # each loads torch in its own time
     ],
 )
 def test_a_variable_that_crashes_who_rebuilds_it(starts: Starts, method: str, told: str) -> None:
     """It is named, nothing is left, and the start works without it."""
     starts.notebook.run(f"{SLOW}\nslow = Slow()\nslow.crash = signal.SIGSEGV").ok()
-    assert told in starts.notebook.run(f"nbsync.Session(2, start_method={method!r})", GUARD).failed("StartError").evalue
+    error = starts.notebook.run(f"nbsync.Session(2, start_method={method!r})", GUARD).failed("StartError")
+    assert re.search(told, error.evalue)
     starts.assert_clean()
     starts.notebook.run("del slow").ok()
     starts.assert_works(method)
