@@ -29,8 +29,8 @@ class _Groups:
         return False
 
     def flow(self) -> Flow:
-        self.moved += self.flows
-        return Flow(self.moved, 0)
+        self.moved += self.flows << 20
+        return Flow({(3, 3): self.moved}, 0)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import stat
 import struct
 import sys
 import termios
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -57,21 +57,25 @@ def shut_down(sock: Socket, how: int = socket.SHUT_RDWR) -> None:
 
 
 class Flow(NamedTuple):
-    """How many bytes have come and gone through connections, and how many are on their way."""
+    """How many bytes have come and gone through each of the open connections, and how many in all are on their way."""
 
-    moved: int
+    moved: Mapping[Socket, int]
     underway: int
+
+    def since(self, before: Flow) -> int:
+        """How many bytes have come and gone since then through those that are open still."""
+        return sum(bytes_now - before.moved.get(sock, bytes_now) for sock, bytes_now in self.moved.items())
 
 
 def flow(sockets: Set[Socket]) -> Flow:
     """What flows through those of the connections that are open."""
-    moved = underway = 0
+    moved, underway = {}, 0
     for fd, inode in sockets:
         with suppress(OSError):  # closed
             if os.fstat(fd).st_ino == inode:
                 with _borrowed(fd) as borrowed:
                     info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
-                moved += sum(struct.unpack_from("QQ", info, _ACKNOWLEDGED_AND_RECEIVED))
+                moved[fd, inode] = sum(struct.unpack_from("QQ", info, _ACKNOWLEDGED_AND_RECEIVED))
                 underway += sum(_queued(fd, which) for which in (termios.FIONREAD, termios.TIOCOUTQ))
     return Flow(moved, underway)
 

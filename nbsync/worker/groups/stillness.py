@@ -11,6 +11,7 @@ from nbsync.worker.groups.tasks import Demand, processor_demand
 
 _BUSY = 0.3  # processors that a process which only waits does not use
 _WINDOW = 0.02  # seconds that a judgement is about, at least
+_LARGE = 1 << 16  # bytes of a message that takes its time; smaller ones, and the end of a connection, are no flow
 _PAUSE = 0.15  # seconds for which a flow of data may halt, on a machine with more to do than processors
 PATIENCE = 3.0  # seconds after which even a busy process counts as still
 
@@ -38,7 +39,8 @@ class Stillness:
         if run != self._run:
             self._run, self._since = run, now
         self._last = self._look(now)
-        self._is_still, self._flows_until = False, now + _PAUSE * bool(self._last.flow.underway)
+        self._is_still = False
+        self._flows_until = now + _PAUSE if self._last.flow.underway >= _LARGE else now
 
     def is_so(self, now: float) -> bool:
         """Whether the process does nothing.
@@ -55,7 +57,7 @@ class Stillness:
     def _judge(self, before: _Look, now: _Look) -> bool:
         """Gloo's event loops may be busy for nothing, around a connection that a peer has ended: data must flow."""
         demand = now.demand.all - before.demand.all
-        if now.flow.moved != before.flow.moved:
+        if now.flow.since(before.flow) >= _LARGE:
             self._flows_until = now.moment + _PAUSE
         else:
             demand -= now.demand.loops - before.demand.loops
@@ -65,4 +67,4 @@ class Stillness:
         try:
             return _Look(now, processor_demand(besides=threading.get_native_id()), self._groups.flow())
         except OSError:  # no descriptor is left to look with: it seems to do nothing
-            return _Look(now, Demand(0.0, 0.0), Flow(0, 0))
+            return _Look(now, Demand(0.0, 0.0), Flow({}, 0))
