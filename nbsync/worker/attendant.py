@@ -22,6 +22,7 @@ from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
+from nbsync.protocol.spec import ASYNCHRONOUS
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.stillness import Stillness
@@ -31,7 +32,7 @@ from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.places import collective_in, describe_file, is_users, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
-STORE_GRACE = 0.15  # seconds after which what is still blocked waits for the store, not for a peer
+STORE_GRACE = 0.15  # seconds after the cut: what is still blocked then waits for the store, not for a peer
 INTERRUPT_GRACE = 0.1  # seconds in which a main thread in Python runs its signal handler
 CHECK_EVERY = 0.01  # seconds
 _FILE = re.compile(r'File "([^"]+)", line (\d+)')
@@ -145,7 +146,11 @@ class Attendant:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:
                 self._groups.cut()
-            elif now >= self._release_at + STORE_GRACE and collective_in(self._main_stack()) is not None:
+                self._release_at = now
+            elif now >= self._release_at + STORE_GRACE and collective_in(self._main_stack()) not in (
+                None,
+                ASYNCHRONOUS,
+            ):
                 self._groups.cut(with_store=True)
         is_late = now >= self._interrupted_at + INTERRUPT_GRACE
         if is_late and run is not None and run == self._interrupted:

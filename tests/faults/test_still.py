@@ -86,10 +86,12 @@ def test_row_02_patience_ends() -> None:
 
 
 _REDUCED = """
-big = [torch.ones(10_000_000) for _ in range(4)]
+big = [torch.ones(10_000_000) for _ in range(6)]
 both = [dist.all_reduce(each, group=firsts, async_op=True) for each in big] if rank < 2 else []
 store = dist.group.WORLD.get_group_store()
-if rank < 2: store.set(f"{error} {{rank}}", "begun")
+if rank < 2:
+    both[0].wait()
+    store.set(f"{error} {{rank}}", "it flows")
 if rank == 2:
     store.wait(["{error} 0", "{error} 1"])
     {end}
@@ -107,7 +109,7 @@ def test_row_02_what_flows_among_others_arrives(world_of: Worlds, end: str, erro
     ranks.run("firsts = dist.new_group([0, 1])").ok()
     ranks.fail(_REDUCED.format(end=end, error=error), error)
     shown = ranks.notebook.run("%%on_rank 0-1\n[(each == 2).all().item() for each in big]")
-    assert shown.ok().texts == ["[0-1] [True, True, True, True]"]
+    assert shown.ok().texts == [f"[0-1] {[True] * 6}"]
     if error == "WorkerDied":
         ranks.bring_back(2)
     else:
