@@ -146,11 +146,8 @@ class Attendant:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:
                 self._groups.cut()
-                self._release_at = now
-            elif now >= self._release_at + STORE_GRACE and collective_in(self._main_stack()) not in (
-                None,
-                ASYNCHRONOUS,
-            ):
+                self._release_at = now  # what flowed had its time: the grace for the store begins with the cut
+            elif now >= self._release_at + STORE_GRACE and self._may_wait_for_store():
                 self._groups.cut(with_store=True)
         is_late = now >= self._interrupted_at + INTERRUPT_GRACE
         if is_late and run is not None and run == self._interrupted:
@@ -158,6 +155,10 @@ class Attendant:
             in_c = not self._interrupts.was_noticed
             if in_c or collective_in(self._main_stack()) is not None:
                 self._groups.cut(with_store=in_c)
+
+    def _may_wait_for_store(self) -> bool:
+        """Whether the main thread is in an operation that may ask the store; one that was begun earlier does not."""
+        return collective_in(self._main_stack()) not in (None, ASYNCHRONOUS)
 
     def _waits_for(self, dead: int | None) -> bool:
         """Whether the main thread is in a collective with a rank that is no more: what flows in it flows in vain."""

@@ -13,7 +13,7 @@ from nbsync.protocol.messages import Where
 from nbsync.protocol.spec import ASYNCHRONOUS
 
 _HAS_A_LIMIT = "wait_for_everyone"  # with a timeout (else it shows as a barrier): it ends by itself
-_POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)
+_POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)  # a collective has its name
 _IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses at most
 
 

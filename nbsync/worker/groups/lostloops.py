@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from nbsync.worker.groups.native import cpp_library
 from nbsync.worker.groups.tasks import LOOP, is_named
 
 _FAILED_IO = b"N4gloo11IoExceptionE"
@@ -40,8 +41,7 @@ class LostLoops:
     def install(self) -> None:
         """From now on, outlive them."""
         try:
-            cpp = ctypes.CDLL("libstdc++.so.6")
-            set_terminate = cpp["_ZSt13set_terminatePFvvE"]
+            set_terminate = cpp_library()["_ZSt13set_terminatePFvvE"]
             self._handler = _Handler(self._handle)
         except (OSError, AttributeError, MemoryError):  # torch was built with another library, or there is no room
             return
@@ -62,7 +62,7 @@ class LostLoops:
 
 def _exception_type() -> bytes | None:
     """The name of the type of what was thrown, as C++ mangles it."""
-    current_type = ctypes.CDLL("libstdc++.so.6")["__cxa_current_exception_type"]
+    current_type = cpp_library()["__cxa_current_exception_type"]
     current_type.restype = ctypes.c_void_p
     info = current_type()
     if info is None:

@@ -1,4 +1,4 @@
-"""The C++ libraries that torch consists of, for what Python has no name for."""
+"""The C++ libraries that torch consists of and stands on, for what Python has no name for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import functools
 import os
 
 import torch
+
+
+@functools.cache
+def cpp_library() -> ctypes.CDLL:
+    """The library of C++ itself. A call of one of its functions lets go of the GIL.
+
+    Raises:
+        OSError: there is none of this name, so torch was built with another one.
+    """
+    return ctypes.CDLL("libstdc++.so.6")
 
 
 @functools.cache

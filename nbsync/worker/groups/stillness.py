@@ -24,6 +24,9 @@ class _Look(NamedTuple):
     flow: Flow
 
 
+_NOTHING = _Look(0.0, Demand(0.0, 0.0), Flow({}, 0))
+
+
 class Stillness:
     """Judges by what has happened since it was asked last."""
 
@@ -31,7 +34,7 @@ class Stillness:
         self._groups = groups
         self._run: int | None = None
         self._since = 0.0
-        self._last = self._look(0.0)
+        self._last = _NOTHING
         self._is_still, self._flows_until = False, 0.0
 
     def begin(self, run: int, now: float) -> None:
@@ -67,4 +70,4 @@ class Stillness:
         try:
             return _Look(now, processor_demand(besides=threading.get_native_id()), self._groups.flow())
         except OSError:  # no descriptor is left to look with: it seems to do nothing
-            return _Look(now, Demand(0.0, 0.0), Flow({}, 0))
+            return _NOTHING._replace(moment=now)

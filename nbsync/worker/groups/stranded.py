@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from nbsync.worker.groups.events import is_event_loop, tell_once
-from nbsync.worker.groups.native import torch_library
+from nbsync.worker.groups.native import cpp_library, torch_library
 from nbsync.worker.groups.sockets import Socket
 from nbsync.worker.groups.tasks import LOOP, RUNNER, is_named, sleeps_in, tasks
 
@@ -117,7 +117,7 @@ def _gloo() -> tuple[int, Tell]:
     Raises:
         OSError, AttributeError, ValueError: this torch or its C++ library has not what is needed.
     """
-    torch, cpp = torch_library("torch_cpu"), ctypes.CDLL("libstdc++.so.6")
+    torch, cpp = torch_library("torch_cpu"), cpp_library()
     signal_exception = torch[_TELL]
     signal_exception.argtypes, signal_exception.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     make_exception = _exceptions(cpp)

@@ -13,7 +13,7 @@ _NANO = 1e-9
 
 def tasks(name: str = "") -> Iterator[Path]:
     """The folders in /proc of the threads whose names begin so."""
-    return (task for task in Path("/proc/self/task").iterdir() if is_named(task, name))
+    return (task for task in Path("/proc/self/task").iterdir() if not name or is_named(task, name))
 
 
 def is_named(task: Path, name: str) -> bool:
