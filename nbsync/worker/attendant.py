@@ -138,7 +138,7 @@ class Attendant:
         if not self._is_enforcing:
             return
         self._groups.wake_stranded()
-        release = self.released if self.released is not None and self.released.run == run else None
+        release = self.released if self.was_released(run) else None
         is_in_vain = release is not None and self._waits_for(release.dead)
         if not (is_in_vain or self._stillness.is_so(now)):
             return
@@ -164,6 +164,14 @@ class Attendant:
         """Whether the main thread is in a collective with a rank that is no more: what flows in it flows in vain."""
         current = self._watch.current
         return current is not None and dead in current.ranks
+
+    def was_released(self, run: int | None) -> bool:
+        """Whether this rank was told that `run` has failed elsewhere."""
+        return self.released is not None and self.released.run == run
+
+    def has_failed_elsewhere(self) -> bool:
+        """Whether the run at work has: its collectives can end no more, and others wait for its end."""
+        return self.was_released(self._interrupts.run) and self._groups.was_cut
 
     @property
     def _is_enforcing(self) -> bool:

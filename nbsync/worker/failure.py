@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import CodeType
 
-from nbsync.errors import MainProcessFailed, TransferError, describe_limit
+from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, describe_limit
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.places import collective_in, users_line, walk_traceback
@@ -59,7 +59,7 @@ def describe(
 
 def follows_from_others(error: BaseException, *, released: bool) -> bool:
     """Whether `error` only says that a peer failed or that the connection to it was cut."""
-    if isinstance(error, MainProcessFailed):
+    if isinstance(error, MainProcessFailed | StoreWaitEnded):
         return True
     if not _says_peer_gone(error):
         return False

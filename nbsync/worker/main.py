@@ -50,6 +50,7 @@ from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.standing import look_after_groups
+from nbsync.worker.groups.storewaits import StoreWaits
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
@@ -183,6 +184,7 @@ class Worker:
         leave_the_prompt()
         self.groups.install()
         self.watch.install()
+        StoreWaits(self.attendant.has_failed_elsewhere).install()
         use_threads(self.spec.threads)
         show_bars(self.feed, self.streams.owns)
         seed_rank(self.spec.seed, self.spec.rank)
@@ -293,17 +295,16 @@ class Worker:
     def _on_error(self, error: BaseException, run: int | None = None) -> bool:
         explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
-        follows = follows_from_others(error, released=self._was_released(run))
-        if isinstance(error, NbsyncError):  # its message says all; the frames under the user's line are ours
+        follows = follows_from_others(error, released=self.attendant.was_released(run))
+        if (
+            isinstance(error, NbsyncError) and not follows
+        ):  # its message says all; the frames under the user's line are ours
             end_at_users_line(error)
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
             return True
         if run is not None and not follows:
             self.channel.send(Raised(run))
         return follows
-
-    def _was_released(self, run: int | None) -> bool:
-        return self.attendant.released is not None and self.attendant.released.run == run
 
     def _describe(self, outcome: CellOutcome, run: int) -> Failure | None:
         if outcome.error is None:
@@ -312,6 +313,6 @@ class Worker:
             outcome.error,
             outcome.traceback,
             interrupted=self.interrupts.was_asked(run),
-            released=self._was_released(run),
+            released=self.attendant.was_released(run),
             doing=self.recorder.doing,
         )

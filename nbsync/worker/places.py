@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType, TracebackType
 
-from nbsync.protocol.spec import ASYNCHRONOUS
+from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
 
 _LIBRARIES = tuple(
     {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -27,6 +27,7 @@ _COLLECTIVE_FILES = (
     os.path.join("nbsync", "worker", "control", "barrier.py"),
 )
 
+_STORE = os.path.join("nbsync", "worker", "groups", "storewaits.py")
 _WATCH = os.path.join("nbsync", "worker", "groups", "watch.py")
 
 
@@ -73,11 +74,14 @@ def end_at_users_line(error: BaseException) -> None:
 
 def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     """The torch.distributed operation these frames are in, e.g. "all_reduce", or None."""
-    found = last = None
+    found = last = asked = None
     waits = False
     for code, _ in frames:
         if code.co_filename.endswith(_WATCH):  # it comes between any operation and who asks for it
             waits = waits or code.co_name == "wait"
+            continue
+        if code.co_filename.endswith(_STORE):
+            asked = asked or (f"store.{code.co_name}" if code.co_name in STORE_WAITS else None)
             continue
         last = code
         name = code.co_name
@@ -88,7 +92,7 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
             found = found or "backward"
     if found is None and last is not None and any(part in last.co_filename for part in _COLLECTIVE_FOLDERS):
         return _SPOKEN.get(last.co_name, last.co_name)  # below it there is C++ only, as in the first steps of DDP
-    return found or (ASYNCHRONOUS if waits else None)
+    return found or asked or (ASYNCHRONOUS if waits else None)
 
 
 def peer_in(frame: FrameType | None) -> int | None:

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType
@@ -27,6 +28,12 @@ from nbsync.protocol.messages import ClearOutput, Display, Source
 Bundle = tuple[dict[str, Any], dict[str, Any]]
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
 _MOST_TEXT = 1_000_000  # characters of one text that are shown
+_END_CELLS = (
+    "run_code",
+    "run_ast_nodes",
+    "run_cell_async",
+    "_run_cell",
+)  # IPython's methods, where a cell's error ends
 _WIDGET = "application/vnd.jupyter.widget-view+json"  # its model lives in the rank, out of the browser's reach
 
 
@@ -69,6 +76,7 @@ class WorkerShell:
         _tell_statements(shell, on_statement)
         shell.set_next_input = lambda *args, **kwargs: None
         shell.ask_exit = _refuse_exit
+        warnings.filterwarnings("ignore", "To exit: use")  # advice for a terminal, at a `SystemExit`
         shell.loop_runner = "asyncio"
         if shell.history_manager is not None:
             shell.history_manager.enabled = False
@@ -124,7 +132,9 @@ class WorkerShell:
         What only follows from another rank's failure is folded into one line, and never rendered.
         """
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
-        self._ends_cell = bool(kwargs.get("running_compiled_code") or kwargs.pop("exception_only", False))
+        self._ends_cell = sys._getframe(1).f_code.co_name in _END_CELLS
+        if self._ends_cell:
+            kwargs.pop("exception_only", None)  # IPython thinks the name of a `SystemExit` enough
         if self._ends_cell and (error is None or self._on_error(error)):
             return
         if self._ends_cell and isinstance(error, _GROUP):  # IPython would print it, and hand over nothing

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from nbsync.errors import describe_ranks
 from nbsync.protocol.messages import Where
-from nbsync.protocol.spec import ASYNCHRONOUS
+from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
 
-_HAS_A_LIMIT = "wait_for_everyone"  # with a timeout (else it shows as a barrier): it ends by itself
+# These end by themselves: a barrier with a timeout (else it shows as "barrier"), and what waits for a store, where
+# nobody knows who may yet set the key.
+_HAVE_A_LIMIT = ("wait_for_everyone", *(f"store.{name}" for name in STORE_WAITS))
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)  # a collective has its name
 _IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses at most
 
@@ -63,7 +65,7 @@ def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapp
 def _waits(before: Where, now: Where) -> bool:
     """Whether a rank sits in the same operation as before, and its process, which moves the data, did nothing."""
     same = (before.waiting_in, before.number, before.line) == (now.waiting_in, now.number, now.line)
-    return now.waiting_in not in (None, _HAS_A_LIMIT) and same and now.cpu - before.cpu < _IDLE
+    return now.waiting_in not in (None, *_HAVE_A_LIMIT) and same and now.cpu - before.cpu < _IDLE
 
 
 def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:

@@ -20,12 +20,11 @@ from torch.distributed import distributed_c10d as c10d
 
 from nbsync.errors import BarrierTimeout, describe_ranks
 from nbsync.worker.control.notes import Notes, StoreNotes
+from nbsync.worker.pauses import pauses
 
 _KEY = "nbsync/barrier"
 _GONE = ""
 _CPU = torch.device("cpu")
-_FIRST_PAUSE = 0.001
-_LONGEST_PAUSE = 0.02
 
 _notes: Notes | None = None
 
@@ -163,14 +162,14 @@ def _step() -> int:
 
 
 def _wait_for_arrivals(arrival: _Arrival, name: str, timeout: float) -> None:
-    # Asked in turns: `store.wait` cannot be interrupted, and it prints a warning when its time is up.
     deadline = time.monotonic() + timeout
-    pause = _FIRST_PAUSE
-    while missing := arrival.missing():
+    for pause in pauses():
+        missing = arrival.missing()
         left = deadline - time.monotonic()
+        if not missing:
+            return
         if left <= 0:
             if arrival.withdraw():
                 raise BarrierTimeout(f"{describe_ranks(missing)} did not arrive at {name!r} within {timeout:g} s")
             return
         time.sleep(min(pause, left))
-        pause = min(2 * pause, _LONGEST_PAUSE)

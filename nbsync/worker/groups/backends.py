@@ -78,6 +78,14 @@ def replace(pg: Any, fresh: Mapping[torch.device, Any], life: int) -> list[Any]:
     return list(earlier.values())
 
 
+def use_store(pg: Any, store: Store) -> None:
+    """Let a group hand out this store, if this torch can be told so; what its backends use stays."""
+    other = dist.ProcessGroup(store, pg.rank(), pg.size())
+    place, place_of_other = _place_of_store(pg), _place_of_store(other)
+    if place is not None and place_of_other is not None:
+        place.value, place_of_other.value = place_of_other.value, place.value
+
+
 def let_go(earlier: list[Any], connections: Set[Socket], threads: frozenset[int], *, for_good: bool) -> None:
     """Let go of backends, in a thread of its own: one that goes waits for its threads.
 

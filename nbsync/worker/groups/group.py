@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from nbsync.worker.groups import nccl
-from nbsync.worker.groups.backends import let_go, make_fresh, replace
+from nbsync.worker.groups.backends import let_go, make_fresh, replace, use_store
 from nbsync.worker.groups.events import end_connections
 from nbsync.worker.groups.lostloops import LostLoops
 from nbsync.worker.groups.meeting import MeetingPoint
@@ -63,6 +63,7 @@ class GroupKeeper:
         self._stranded = Stranded(self._sockets)
         self._lost: dict[str, tuple[int, ...]] = {}
         self._connection: Store | None = None
+        self._ended_stores: set[Socket] = set()  # connections to the store that were shut down
         self._life_store: Store | None = None
         self._lock = threading.Lock()
 
@@ -109,9 +110,10 @@ class GroupKeeper:
                 self.was_cut, self._stranded = True, Stranded(self._sockets)
             self._end_connections()
             if with_store:
-                self._connection = None
                 self._hush(True)  # it would print its own stack trace of what is done on purpose here
-                for sock in connected_sockets(peer_port=self._meeting.port):
+                doomed = connected_sockets(peer_port=self._meeting.port)
+                self._ended_stores |= doomed
+                for sock in doomed:
                     shut_down(sock)
             nccl.abort_all()
 
@@ -161,6 +163,7 @@ class GroupKeeper:
         if life:
             self._settle(life, store)
             self._life_store = None
+            use_store(dist.group.WORLD, PrefixStore(f"{_DEFAULT_GROUP}/", self._new_store(0)))  # as the others do
 
     def heal(self, life: int) -> list[tuple[int, ...]]:
         """Put a fresh backend under each process group of this process. All ranks must do it together.
@@ -226,9 +229,12 @@ class GroupKeeper:
         return PrefixStore(f"nbsync/life-{life}", self._connect())
 
     def _connect(self) -> Store:
-        """The connection to the kernel's store, made anew if it was cut."""
+        """The connection to the kernel's store, made anew if it was cut, also for those who hold on to the store."""
         if self._connection is None:
             self._connection = self._meeting.connect()
+        with self._lock:
+            while self._ended_stores:
+                self._meeting.renew(self._ended_stores.pop())
         return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from nbsync.worker.groups.sockets import Socket, connected_sockets, open_sockets, put_in_place
+
 
 class MeetingPoint:
     """The way to the kernel's store.
@@ -27,7 +29,18 @@ class MeetingPoint:
 
     def connect(self) -> Store:
         """A new connection."""
-        return self._hidden(TCPStore(self.host, self.port, self._size, is_master=False))
+        return self._hidden(self._connection())
+
+    def renew(self, connection: Socket) -> None:
+        """Put a new connection in the place of one that was shut down, under the stores that use it.
+
+        A store is no more than its connection: it goes on with another one that has greeted the server.
+        """
+        before = open_sockets()
+        greeted = self._connection()
+        (fresh,) = connected_sockets(besides=before, peer_port=self.port)
+        put_in_place(connection, fresh)
+        del greeted  # closes its own descriptor only
 
     def install(self) -> None:
         """Give the prefix also to groups that user code makes: `dist.init_process_group()`, Accelerate, Lightning."""
@@ -40,6 +53,9 @@ class MeetingPoint:
             return self._hidden(store) if is_ours else store
 
         module._create_c10d_store = create
+
+    def _connection(self) -> TCPStore:
+        return TCPStore(self.host, self.port, self._size, is_master=False)
 
     def _hidden(self, store: Store) -> Store:
         return PrefixStore(self._secret, store)

@@ -53,7 +53,8 @@ def make_fresh(backend: Any, pg: Any, store: Any) -> Any:
     """
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = getattr(backend.options, "_timeout", timedelta(minutes=10))
-    return c10d.ProcessGroupNCCL(PrefixStore("nccl", store), pg.rank(), pg.size(), options)
+    # A rank that joins this life makes its own by `init_process_group`, which names the keys so.
+    return c10d.ProcessGroupNCCL(PrefixStore("/cuda/", store), pg.rank(), pg.size(), options)
 
 
 def connect(pg: Any) -> None:

@@ -56,6 +56,13 @@ def shut_down(sock: Socket, how: int = socket.SHUT_RDWR) -> None:
         return
 
 
+def put_in_place(old: Socket, new: Socket) -> None:
+    """Let the descriptor of `old` mean what that of `new` does, unless it has come to mean something else."""
+    with suppress(OSError):  # closed
+        if os.fstat(old[0]).st_ino == old[1]:
+            os.dup2(new[0], old[0], inheritable=False)
+
+
 class Flow(NamedTuple):
     """How many bytes have come and gone through each of the open connections, and how many in all are on their way."""
 
