@@ -57,7 +57,7 @@ class Attendant:
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
-        channel.wake = feed.wake = groups.lost_loops.tell = self._wake
+        channel.wake = feed.wake = groups.uncaught.tell = self._wake
         self._interrupted: int | None = None
         self._interrupted_at = 0.0
         self._release_at = 0.0
@@ -133,7 +133,7 @@ class Attendant:
         """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
         self._interrupts.ask_again()
-        if self._groups.lost_loops.count and not self._groups.was_cut:
+        if self._groups.uncaught.count and not self._groups.was_cut:
             self._groups.cut()  # nobody else tells the main thread that nothing more will come
         if not self._is_enforcing:
             return
@@ -177,7 +177,7 @@ class Attendant:
     def _is_enforcing(self) -> bool:
         run, over = self._interrupts.run, self._interrupts.over
         is_released = self.released is not None and self.released.run > over
-        has_to_end = run is not None and (run == self._interrupted or self._groups.lost_loops.count > 0)
+        has_to_end = run is not None and (run == self._interrupted or self._groups.uncaught.count > 0)
         return is_released or has_to_end
 
     def _main_stack(self) -> list[Any]:

@@ -45,6 +45,25 @@ def test_row_10_many_ranks(world_of: Worlds, size: int) -> None:
     ranks.assert_whole()
 
 
+_TOO_LONG = [
+    "dist.send(torch.ones(2000), 1) if rank == 0 else dist.recv(torch.ones(1000), 0)",
+    "dist.all_reduce(torch.ones(1000 if rank else 10), async_op=True).wait()",
+    "dist.all_reduce(torch.ones(1000, dtype=torch.float64 if rank else torch.float32), async_op=True).wait()",
+    "dist.broadcast(torch.ones(1000 if rank else 1_000_000), 0, async_op=True).wait()",
+]
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize("cell", _TOO_LONG)
+def test_row_10_more_than_is_expected(world_of: Worlds, size: int, cell: str) -> None:
+    """What gloo ends processes for is an error, also where nothing is compared first, and as often as it happens."""
+    ranks = world_of(size)
+    for _ in range(2):
+        error = ranks.fail(cell)
+        assert re.search(r"bytes came where \d+ are expected: the ranks are not in the same operation", error.evalue)
+        ranks.assert_whole()
+
+
 def test_row_10_other_order(pair: Ranks) -> None:
     """Two collectives in another order are told with the lines of both."""
     cell = (

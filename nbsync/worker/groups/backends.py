@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
@@ -37,23 +36,21 @@ _GLOO: Any = _distributed_c10d.ProcessGroupGloo
 _RELEASE = "_ZN4c10d12ProcessGroup17release_resourcesEv"
 _MEMBERS = range(8, 64, 8)  # offsets in a C++ object, after its table of methods
 _WAKING = 10.0  # seconds for threads that may be stranded
-_kept: list[Any] = []  # what cannot be taken down
 _SPARE_TYPES = range(7, 256, 2)  # torch names the types 0 to 6; the enum holds one byte
 
 
-def make_fresh(pg: Any, ranks: Sequence[int], store: Store, *, new_loops: bool) -> Backends:
+def make_fresh(pg: Any, ranks: Sequence[int], store: Store) -> Backends:
     """Fresh backends for a process group, of the kinds that it has. All its ranks must make them together.
 
     Args:
         ranks: the group's, by their numbers in the world.
         store: the group's own part of the store, in its new life.
-        new_loops: gloo's event loop, which all lives of a group have in common, is of no use any more.
     """
     made: dict[int, Any] = {}
     earlier = _backends(pg)
     for backend in earlier.values():
         if id(backend) not in made:
-            made[id(backend)] = _like(backend, pg, ranks, store, new_loops)
+            made[id(backend)] = _like(backend, pg, ranks, store)
     return {device: made[id(backend)] for device, backend in earlier.items()}
 
 
@@ -86,20 +83,17 @@ def use_store(pg: Any, store: Store) -> None:
         place.value, place_of_other.value = place_of_other.value, place.value
 
 
-def let_go(earlier: list[Any], connections: Set[Socket], threads: frozenset[int], *, for_good: bool) -> None:
+def let_go(earlier: list[Any], connections: Set[Socket], threads: frozenset[int]) -> None:
     """Let go of backends, in a thread of its own: one that goes waits for its threads.
 
     Args:
         earlier: the list is emptied, and must hold the last references.
         connections: theirs, which have been shut down.
         threads: gloo's that these backends had, of which some may be stranded.
-        for_good: else they stay, out of use: one of their threads would be waited for in vain.
     """
 
     def run() -> None:
         Stranded(connections, threads).wake_all(_WAKING)
-        if not for_good:
-            _kept.extend(earlier)
         earlier.clear()
 
     threading.Thread(target=run, name="nbsync-earlier-backends", daemon=True).start()
@@ -109,24 +103,14 @@ def _backends(pg: Any) -> Backends:
     return {device: pg._get_backend(device) for device in pg._device_types}
 
 
-def _like(backend: Any, pg: Any, ranks: Sequence[int], store: Store, new_loops: bool) -> Any:
+def _like(backend: Any, pg: Any, ranks: Sequence[int], store: Store) -> Any:
     """A fresh backend of the same kind, with the same options."""
     gloo = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
     if isinstance(gloo, _GLOO):
         options = gloo.options
-        if new_loops:
-            options._devices = _new_devices()
         options.global_ranks_in_group = list(ranks)  # else `split_group` ends the process
         return c10d.ProcessGroupGloo(store, pg.rank(), pg.size(), options)
     return nccl.make_fresh(backend, pg, store) if nccl.is_nccl(backend) else backend
-
-
-def _new_devices() -> list[Any]:
-    """What gloo connects through, each with an event loop of its own."""
-    interfaces = os.environ.get("GLOO_SOCKET_IFNAME", "")
-    if not interfaces:
-        return [_GLOO.create_default_device()]
-    return [_GLOO.create_device(interface=each) for each in interfaces.split(",")]
 
 
 def _own_type(backend: Any) -> Any:

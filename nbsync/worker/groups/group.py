@@ -22,7 +22,6 @@ from torch.distributed import distributed_c10d
 from nbsync.worker.groups import nccl
 from nbsync.worker.groups.backends import let_go, make_fresh, replace, use_store
 from nbsync.worker.groups.events import end_connections
-from nbsync.worker.groups.lostloops import LostLoops
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
@@ -30,6 +29,7 @@ from nbsync.worker.groups.reserve import Reserve
 from nbsync.worker.groups.sockets import Flow, Socket, connected_sockets, flow, open_sockets, shut_down
 from nbsync.worker.groups.stranded import Stranded
 from nbsync.worker.groups.tasks import gloo_threads
+from nbsync.worker.groups.uncaught import Uncaught
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 Shield: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -53,7 +53,7 @@ class GroupKeeper:
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
         self.was_cut = False
-        self.lost_loops = LostLoops()
+        self.uncaught = Uncaught()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
         self._models = ModelKeeper()
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
@@ -71,7 +71,7 @@ class GroupKeeper:
         """Record the sockets of each gloo backend made from now on, also by user code."""
         self._meeting.install()
         self._models.install()
-        self.lost_loops.install()
+        self.uncaught.install()
         keeper = self
         original = c10d.ProcessGroupGloo
 
@@ -190,10 +190,10 @@ class GroupKeeper:
                 if pg.group_name in known:
                     self._renew(pg, known[pg.group_name], store, life, earlier)
         finally:
-            let_go(earlier, ended, threads, for_good=not self.lost_loops.count)
+            let_go(earlier, ended, threads)
         self._models.agree(store, known)
         self._settle(life, store)
-        self.was_cut, self.lost_loops.count = False, 0
+        self.was_cut, self.uncaught.count = False, 0
         self._hush(False)
         mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
@@ -202,7 +202,7 @@ class GroupKeeper:
 
     def _renew(self, pg: Any, ranks: list[int], store: Store, life: int, earlier: list[Any]) -> None:
         """Give a group fresh backends; `earlier` takes those that it had. All its ranks do it together."""
-        fresh = make_fresh(pg, ranks, PrefixStore(pg.group_name, store), new_loops=bool(self.lost_loops.count))
+        fresh = make_fresh(pg, ranks, PrefixStore(pg.group_name, store))
         with self._shield(), self._lock:  # a cut asks the groups for their backends
             earlier += replace(pg, fresh, life)
         nccl.connect(pg)

@@ -13,28 +13,21 @@ buffer. What gloo does for the others is done for it from here: the buffer gets 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
+from nbsync.worker.groups.buffers import gloo_buffers
 from nbsync.worker.groups.events import is_event_loop, tell_once
-from nbsync.worker.groups.native import cpp_library, torch_library
+from nbsync.worker.groups.native import WORD, own_memory, words
 from nbsync.worker.groups.sockets import Socket
 from nbsync.worker.groups.tasks import LOOP, RUNNER, is_named, sleeps_in, tasks
 
-_TABLE = "_ZTVN4gloo9transport3tcp13UnboundBufferE"  # what objects of that class begin with, 16 bytes into it
-_TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
 _BEFORE = 256  # bytes from a buffer's beginning to what is waited on in it, at most
 _SAYS = b"Connection closed by peer in the middle of a message"
-_ERROR_SIZE = 16  # of a std::runtime_error
 _SOON, _LATE = 0.008, 0.25  # seconds until the next look: after the first one, and at most
-
-Tell = Callable[[int], None]
 
 
 class Stranded:
@@ -67,12 +60,12 @@ class Stranded:
                 tell_once(self._sockets)  # gloo may have changed what they want to be told
                 return True
             self._pause = min(2 * self._pause, _LATE)
-            table, tell = _gloo()
+            table, tell = gloo_buffers()
             found = set(_awaited(table, self._threads))
         except (OSError, AttributeError, ValueError):  # another build of torch, or a system that does not let us look
             return False
         for _, buffer in found & self._seen:
-            tell(buffer)
+            tell(buffer, _SAYS)
         self._seen = found - self._seen
         return bool(found)
 
@@ -90,15 +83,12 @@ def _is_idle(loop: Path) -> bool:
 
 def _awaited(table: int, threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
     """The threads that sleep in a buffer, with its address."""
-    memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with own_memory() as memory:
         for thread, futex in _sleepers(threads):
-            begin = (futex & ~7) - _BEFORE
+            begin = (futex & ~(WORD - 1)) - _BEFORE
             with suppress(OSError, OverflowError):  # no futex, but some other argument of a system call
-                words = struct.unpack(f"{_BEFORE // 8}N", os.pread(memory, _BEFORE, begin))
-                yield from [(thread, begin + 8 * i) for i, word in enumerate(words) if word == table][-1:]
-    finally:
-        os.close(memory)
+                found = enumerate(words(memory, begin, _BEFORE))
+                yield from [(thread, begin + WORD * i) for i, word in found if word == table][-1:]
 
 
 def _sleepers(threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
@@ -108,44 +98,3 @@ def _sleepers(threads: frozenset[int] | None) -> Iterator[tuple[int, int]]:
         is_wanted = number in threads if threads is not None else number == os.getpid() or is_named(task, RUNNER)
         if is_wanted and (argument := sleeps_in(task)) is not None:
             yield number, argument
-
-
-@cache
-def _gloo() -> tuple[int, Tell]:
-    """What a buffer of gloo's begins with, and a function that gives one an exception to raise.
-
-    Raises:
-        OSError, AttributeError, ValueError: this torch or its C++ library has not what is needed.
-    """
-    torch, cpp = torch_library("torch_cpu"), cpp_library()
-    signal_exception = torch[_TELL]
-    signal_exception.argtypes, signal_exception.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-    make_exception = _exceptions(cpp)
-
-    def tell(buffer: int) -> None:
-        signal_exception(buffer, ctypes.byref(make_exception()))  # which takes it over
-
-    return ctypes.addressof(ctypes.c_char.in_dll(torch, _TABLE)) + 16, tell
-
-
-def _exceptions(cpp: ctypes.CDLL) -> Callable[[], ctypes.c_void_p]:
-    """A function that makes a pointer to an exception, as `std::make_exception_ptr` does."""
-    allocate, begin, construct, point = (
-        cpp["__cxa_allocate_exception"],
-        cpp["__cxa_init_primary_exception"],
-        cpp["_ZNSt13runtime_errorC1EPKc"],
-        cpp["_ZNSt15__exception_ptr13exception_ptrC1EPv"],
-    )
-    kind = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(cpp, "_ZTISt13runtime_error")))
-    destroy = ctypes.cast(cpp["_ZNSt13runtime_errorD1Ev"], ctypes.c_void_p)
-    allocate.argtypes, allocate.restype = [ctypes.c_size_t], ctypes.c_void_p
-
-    def make() -> ctypes.c_void_p:
-        thrown = ctypes.c_void_p(allocate(_ERROR_SIZE))
-        begin(thrown, kind, destroy)
-        construct(thrown, _SAYS)
-        pointer = ctypes.c_void_p()
-        point(ctypes.byref(pointer), thrown)
-        return pointer
-
-    return make
