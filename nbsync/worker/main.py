@@ -235,7 +235,7 @@ class Worker:
             failure,
             outcome.result,
             value,
-            group_broken=self.groups.was_cut,
+            group_broken=self.groups.are_broken,
             sequence=self.groups.sequence_numbers(),
             memory=memory,
         )

@@ -48,7 +48,8 @@ class GroupKeeper:
         shield: a context whose lines no interrupt cuts in two.
 
     Attributes:
-        was_cut: a collective was freed by force: the groups need healing before they are used again.
+        was_cut: a collective was freed by force.
+        uncaught: what gloo's event loops have thrown.
     """
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
@@ -135,6 +136,11 @@ class GroupKeeper:
         """What flows through the connections of all backends."""
         with self._lock:
             return flow(self._sockets)
+
+    @property
+    def are_broken(self) -> bool:
+        """Whether the groups need healing before they are used again."""
+        return self.was_cut or self.uncaught.count > 0
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""

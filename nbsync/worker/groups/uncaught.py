@@ -74,11 +74,11 @@ class Uncaught:
                 raise LookupError("this is no event loop")
             with own_memory() as memory:
                 scene = _Scene(memory)
+                self.count += 1  # before anybody can see that an operation has failed
                 scene.end_connection(_explain(_thrown(memory)))
         except (OSError, AttributeError, ValueError, LookupError):  # another build of torch, or another system
             self._before()
             return
-        self.count += 1
         self.tell()
         scene.go_on()
 
