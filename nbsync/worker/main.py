@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -41,8 +40,6 @@ from nbsync.worker import process
 from nbsync.worker.ahead import next_request, steps_to_first_traceback
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
-from nbsync.worker.control.barrier import set_notes
-from nbsync.worker.control.notes import PageNotes
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
 from nbsync.worker.failure import describe, follows_from_others
@@ -58,6 +55,7 @@ from nbsync.worker.libraries.accelerate import see_cpu_worlds
 from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
+from nbsync.worker.pages import share_pages
 from nbsync.worker.places import end_at_users_line
 from nbsync.worker.recorder import Recorder
 from nbsync.worker.seeds import seed_rank
@@ -200,7 +198,7 @@ class Worker:
             bind_near_gpu(world.local_rank, self.spec.numa)
         if self.spec.init_group:
             self.groups.join(self.spec.backend, world.device, self.spec.life)
-            self._share_notes(self.spec.life)
+            share_pages(self.spec, self.watch, self.spec.life)
         look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
         self.shell.namespace.update(
             world=world,
@@ -266,15 +264,9 @@ class Worker:
                     return CellOutcome(), pack(wanted)
             case Heal(_, life):
                 self.watch.forget()
-                self._share_notes(life)
+                share_pages(self.spec, self.watch, life)
                 return CellOutcome(), pack(self.groups.heal(life))
         raise NbsyncError(f"unknown request {type(request).__name__}")
-
-    def _share_notes(self, life: int) -> None:
-        """Let the ranks see who is in a barrier without asking the store."""
-        if self.spec.scratch:
-            with suppress(OSError):  # e.g. a full disk: the store does it too
-                set_notes(PageNotes(os.path.join(self.spec.scratch, "barrier"), self.spec.world_size, life))
 
     def _callable(self, call: Payload | None) -> Call:
         if call is not None:

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import CodeType, FrameType, TracebackType
 
 from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
@@ -51,7 +52,11 @@ def first_line(code: CodeType) -> int:
 
 def is_users(code: CodeType) -> bool:
     """Whether this is code of the notebook or of the user's files, not of a library."""
-    name = code.co_filename
+    return _is_users_file(code.co_filename)
+
+
+@lru_cache
+def _is_users_file(name: str) -> bool:
     return not name.startswith(_LIBRARIES) and not (name.startswith("<") and "ipython-input" not in name)
 
 
@@ -59,6 +64,18 @@ def users_line(frames: Iterable[tuple[CodeType, int]]) -> str:
     """The innermost line of the user's code, or "" when there is none. Frames come outermost first."""
     mine = [(code, line) for code, line in frames if is_users(code)]
     return describe_line(mine[-1][0].co_filename, mine[-1][1]) if mine else ""
+
+
+def line_of(frame: FrameType | None) -> str:
+    """The line of the user's code that led to this frame, or "". Made for what happens often."""
+    while frame is not None and not is_users(frame.f_code):
+        frame = frame.f_back
+    return _describe_once(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
+
+
+@lru_cache
+def _describe_once(filename: str, lineno: int) -> str:
+    return describe_line(filename, lineno)
 
 
 def end_at_users_line(error: BaseException) -> None:

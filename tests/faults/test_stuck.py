@@ -45,23 +45,68 @@ def test_row_10_many_ranks(world_of: Worlds, size: int) -> None:
     ranks.assert_whole()
 
 
-_TOO_LONG = [
-    "dist.send(torch.ones(2000), 1) if rank == 0 else dist.recv(torch.ones(1000), 0)",
-    "dist.all_reduce(torch.ones(1000 if rank else 10), async_op=True).wait()",
-    "dist.all_reduce(torch.ones(1000, dtype=torch.float64 if rank else torch.float32), async_op=True).wait()",
-    "dist.broadcast(torch.ones(1000 if rank else 1_000_000), 0, async_op=True).wait()",
+_UNCOMPARED = [
+    ("dist.send(torch.ones({b}), 1) if rank == 0 else dist.recv(torch.ones({a}), 0) if rank == 1 else 0", "{b}", "{a}"),
+    ("dist.all_reduce(torch.ones({a} if rank else {b}), async_op=True).wait()", "{b}", "{a}"),
+    ("dist.broadcast(torch.ones({a} if rank else {b}), 0, async_op=True).wait()", "{b}", "{a}"),
+    (
+        "dist.all_gather([torch.ones({a} + rank)] * world_size, torch.ones({a} + rank), async_op=True).wait()",
+        "{a}",
+        "{c}",
+    ),
 ]
 
 
 @pytest.mark.parametrize("size", SIZES[:2])
-@pytest.mark.parametrize("cell", _TOO_LONG)
-def test_row_10_more_than_is_expected(world_of: Worlds, size: int, cell: str) -> None:
-    """What gloo ends processes for is an error, also where nothing is compared first, and as often as it happens."""
-    ranks = world_of(size)
-    for _ in range(2):
-        error = ranks.fail(cell)
-        assert re.search(r"bytes came where \d+ are expected: the ranks are not in the same operation", error.evalue)
-        ranks.assert_whole()
+@pytest.mark.parametrize("numbers", [(10, 1000), (1000, 10), (300_000, 3_000_000), (3_000_000, 300_000)])
+@pytest.mark.parametrize(("cell", "first", "second"), _UNCOMPARED)
+def test_row_10_not_compared_before(
+    world_of: Worlds, size: int, numbers: tuple[int, int], cell: str, first: str, second: str
+) -> None:
+    """Where nobody waits for the others to compare first, too much is an error, too little no wrong number."""
+    ranks, (a, b) = world_of(size), numbers
+    cell, first, second = (text.format(a=a, b=b, c=a + 1) for text in (cell, first, second))
+    outcome = ranks.run(cell)
+    error = outcome.failed("CollectiveMismatch")
+    for number in (first, second):
+        assert re.search(
+            rf"ranks? \S+: \w+ \({number},\) float32.* at Cell In\[{outcome.number}\], line 2", error.evalue
+        )
+    ranks.assert_whole()
+
+
+def test_row_10_messages_are_known_by_their_order(pair: Ranks) -> None:
+    """Each of several messages under way is compared with the one that it is, also one that a thread has sent."""
+    cell = """
+    import threading
+    sizes = [3, 5, 7]
+    if rank == 0:
+        work = [dist.isend(torch.ones(size), 1, tag=size) for size in sizes]
+        threading.Thread(target=dist.send, args=(torch.ones(2), 1)).start()
+        for each in work: each.wait()
+        dist.send(torch.ones(4), 1)
+    else:
+        received = [torch.zeros(size) for size in (2, *reversed(sizes), 4)]
+        for each in received: dist.recv(each, 0, tag=each.numel() if each.numel() % 2 else 0)
+        assert all(each.sum() == each.numel() for each in received)
+    """
+    pair.run("if True:\n" + cell).ok()
+    pair.run("dist.send(torch.ones(2, 3), 1) if rank == 0 else dist.recv(torch.ones(6), 0)").ok()
+    error = pair.fail("dist.send(torch.ones(6).int(), 1) if rank == 0 else dist.recv(torch.ones(6), 0)")
+    assert "rank 0: send (6,) int32" in error.evalue
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_row_10_comparing_is_off(fresh_notebook: Notebook, size: int) -> None:
+    """What gloo ends processes for is an error all the same, as often as it happens."""
+    fresh_notebook.run(f"import nbsync\nsession = nbsync.Session({size}, compare_collectives=False)", GUARD).ok()
+    ranks = Ranks(fresh_notebook, size)
+    ranks.mark()
+    for _ in range(3):
+        for cell in ("dist.all_reduce(torch.ones(9 + 99 * rank))", _UNCOMPARED[0][0].format(a=9, b=99)):
+            assert "expected: the ranks are not in the same operation" in ranks.fail(cell, "CollectiveMismatch").evalue
+            ranks.assert_whole()
 
 
 def test_row_10_other_order(pair: Ranks) -> None:
