@@ -46,6 +46,9 @@ __all__ = [
 ]
 
 
+_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do"}
+
+
 class NbsyncError(Exception):
     """The base of all errors of nbsync."""
 
@@ -225,6 +228,12 @@ class WorkerDied(WorkerError):
 def describe_ranks(ranks: Sequence[int]) -> str:
     """`rank 1`, `ranks 0-3`, `ranks 0,2-3`."""
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
+
+
+def ranks_do(ranks: Sequence[int], what: str) -> str:
+    """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
+    verb, _, rest = what.partition(" ")
+    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb)} {rest}"
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbsync.errors import UsageError
+from nbsync.errors import UsageError, ranks_do
 from nbsync.kernel.ranks import format_ranks, parse_ranks
 
 
@@ -95,3 +95,12 @@ def test_format(ranks: tuple[int, ...], text: str) -> None:
 def test_format_then_parse_is_the_identity(ranks: set[int]) -> None:
     """What format_ranks writes, parse_ranks reads."""
     assert parse_ranks(format_ranks(ranks), 100) == tuple(sorted(ranks))
+
+
+def test_what_ranks_do() -> None:
+    """A sentence about one rank, or about several."""
+    assert [ranks_do(ranks, "has finished") for ranks in ([1], [0, 1])] == [
+        "rank 1 has finished",
+        "ranks 0-1 have finished",
+    ]
+    assert ranks_do([0, 2, 3], "raised ValueError") == "ranks 0,2-3 raised ValueError"

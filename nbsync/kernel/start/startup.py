@@ -8,7 +8,7 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from nbsync.errors import Interrupted, StartError, describe_ranks
+from nbsync.errors import Interrupted, StartError, describe_ranks, ranks_do
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
@@ -114,7 +114,7 @@ class Startup:
         steps = {rank: self._steps.get(rank, first) for rank in sorted(ranks)}
         steps.update((rank, "joining the others") for rank in ranks & self._alive)
         same = {step: [rank for rank in steps if steps[rank] == step] for step in steps.values()}
-        return [f"{describe_ranks(of)} {'was' if len(of) == 1 else 'were'} {step}" for step, of in same.items()]
+        return [ranks_do(of, f"was {step}") for step, of in same.items()]
 
     def _fail(self, kind: type[StartError]) -> None:
         """Tell of all ranks that have a problem, those with the same one together."""
@@ -122,8 +122,7 @@ class Startup:
             pass
         order = sorted(self._problems, key=lambda rank: (self._problems[rank], rank))
         told = [
-            f"{describe_ranks(list(ranks))} {problem}"
-            for problem, ranks in groupby(order, key=lambda rank: self._problems[rank])
+            ranks_do(list(ranks), problem) for problem, ranks in groupby(order, key=lambda rank: self._problems[rank])
         ]
         raise kind("\n".join(told) + self._quoted())
 

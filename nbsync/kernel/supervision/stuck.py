@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nbsync.errors import describe_ranks
+from nbsync.errors import describe_ranks, ranks_do
 from nbsync.protocol.messages import Where
 from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
 
@@ -86,4 +86,4 @@ def _missing(absent: Mapping[int, str]) -> list[str]:
     reasons: dict[str, list[int]] = {}
     for rank, reason in sorted(absent.items()):
         reasons.setdefault(reason, []).append(rank)
-    return [f"{describe_ranks(ranks)} {reason}" for reason, ranks in reasons.items()]
+    return [ranks_do(ranks, reason) for reason, ranks in reasons.items()]
