@@ -140,10 +140,8 @@ def test_while_variables_are_packed(starts: Starts, method: str) -> None:
     ("method", "told"),
     [
         ("forkserver", "its helper was ended by SIGSEGV while rebuilding 'slow' for the workers"),
-        (
-            "spawn",
-            "(rank (0|1) was|ranks 0-1 were) ended by SIGSEGV while rebuilding 'slow'",
-        ),  # each loads torch in its own time
+        # Each loads torch in its own time.
+        ("spawn", "(rank (0|1) was|ranks 0-1 were) ended by SIGSEGV while rebuilding 'slow'"),
     ],
 )
 def test_a_variable_that_crashes_who_rebuilds_it(starts: Starts, method: str, told: str) -> None:
