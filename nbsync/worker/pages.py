@@ -18,6 +18,8 @@ def share_pages(spec: WorkerSpec, watch: CollectiveWatch, life: int) -> None:
     Args:
         life: which life of the process groups.
     """
+    set_notes(None)  # what was noted in an earlier life means nothing
+    watch.ledger = None
     if spec.scratch:
         with suppress(OSError):  # e.g. a full disk: barriers ask the store instead, and less is compared
             set_notes(PageNotes(os.path.join(spec.scratch, "barrier"), spec.world_size, life))

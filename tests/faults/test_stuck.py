@@ -91,6 +91,12 @@ def test_row_10_messages_are_known_by_their_order(pair: Ranks) -> None:
         assert all(each.sum() == each.numel() for each in received)
     """
     pair.run("if True:\n" + cell).ok()
+    refused = "    try: dist.broadcast(torch.ones(1), 5, async_op=True)\n    except RuntimeError: print('refused')"
+    outcome = pair.run(f"if rank:\n{refused}\ndist.all_reduce(torch.ones(1), async_op=True).wait()").ok()
+    assert outcome.stdout == "[1] refused\n"
+    pair.run("dist.send(torch.ones(9), 1) if rank == 0 else dist.recv(torch.ones(9))").ok()
+    pair.run("for size in (3, 4): dist.send(torch.ones(size), 1) if rank == 0 else dist.recv(torch.ones(size), 0)").ok()
+    pair.fail("if rank == 0: inject.raise_error('row 10')\ndist.barrier()", "ValueError")  # a new life
     pair.run("dist.send(torch.ones(2, 3), 1) if rank == 0 else dist.recv(torch.ones(6), 0)").ok()
     error = pair.fail("dist.send(torch.ones(6).int(), 1) if rank == 0 else dist.recv(torch.ones(6), 0)")
     assert "rank 0: send (6,) int32" in error.evalue

@@ -12,10 +12,9 @@ compares when it has waited for it.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,9 +72,8 @@ class CollectiveWatch:
         self.current: Collective | None = None
         self.ledger: Ledger | None = None
         self._compares = compare
-        self._numbers: Counter[str] = Counter()
-        self._messages: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
-        self._ranks: dict[str, tuple[int, ...]] = {}
+        self._numbers: Counter[str] = Counter()  # of a group's collectives, and of the messages from rank to rank
+        self._from_anybody: set[str] = set()
         self._begun: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()  # by their `Work`
         self._comparison = Comparison()
         self._main = threading.get_ident()
@@ -88,20 +86,22 @@ class CollectiveWatch:
                 setattr(dist.ProcessGroup, method, self._collective(method, original))
         dist.ProcessGroup.send = self._message("send", dist.ProcessGroup.send)  # type: ignore[method-assign]
         dist.ProcessGroup.recv = self._message("recv", dist.ProcessGroup.recv)  # type: ignore[method-assign]
+        dist.ProcessGroup.recv_anysource = self._message_from_anybody(  # type: ignore[method-assign]
+            dist.ProcessGroup.recv_anysource
+        )
         dist.Work.wait = self._wait(dist.Work.wait)  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
         self.current = None
         self._numbers.clear()
-        self._messages.clear()
-        self._ranks.clear()
+        self._from_anybody.clear()
 
     def _collective(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             if self.current is not None or threading.get_ident() != self._main or group.size() == 1:
                 return original(group, *args, **kwargs)
-            name, ranks = group.group_name, self._ranks_of(group)
+            name, ranks = group.group_name, _ranks_of(group)
             self._numbers[name] += 1
             collective = Collective(python_name(method), name, ranks, self._numbers[name])
             options = kwargs.get("opts", args[-1] if args else None)
@@ -115,24 +115,37 @@ class CollectiveWatch:
                     return work
             what = describe(method, args, options)
             begun = self._begin(_Begun(collective, f"{name}/{collective.number}", ranks, what), what)
-            return self._keep(original(group, *args, **kwargs), begun)
+            with _counted(self._numbers, name):
+                work = original(group, *args, **kwargs)
+            return self._keep(work, begun)
 
         call.__name__, call.__doc__ = method, original.__doc__
         return call
 
     def _message(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(group: Any, tensors: Any, peer: int, tag: int) -> Any:
-            name, ranks = group.group_name, self._ranks_of(group)
+        def call(group: Any, tensors: Any, peer: int, tag: int = 0) -> Any:
+            name, ranks = group.group_name, _ranks_of(group)
             ends = (group.rank(), peer) if method == "send" else (peer, group.rank())
-            what = f"{name}/{ends[0]}>{ends[1]}:{tag}"
-            key = f"{what}/{next(self._messages[what])}"
-            must = " ".join(f"{tensor.nbytes} {type_name(tensor)}" for tensor in tensors)
+            way = f"{name}/{ends[0]}>{ends[1]}:{tag}"
+            self._numbers[way] += 1
+            must = " ".join(f"{tensor.numel() * tensor.element_size()} {type_name(tensor)}" for tensor in tensors)
             both = tuple(ranks[end] for end in ends if 0 <= end < len(ranks))
-            begun = self._begin(_Begun(None, key, both, must), f"{method} {' '.join(describe_tensors(tensors))}")
-            work = original(group, tensors, peer, tag)
-            return self._keep(work, begun) if method == "recv" else work  # whoever receives compares
+            begun = _Begun(None, f"{way}/{self._numbers[way]}", both, must)
+            self._begin(begun, f"{method} {' '.join(describe_tensors(tensors))}")
+            with _counted(self._numbers, way):
+                work = original(group, tensors, peer, tag)
+            is_known = method == "recv" and name not in self._from_anybody
+            return self._keep(work, begun) if is_known else work  # whoever receives compares
 
         call.__name__, call.__doc__ = method, original.__doc__
+        return call
+
+    def _message_from_anybody(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(group: Any, *args: Any, **kwargs: Any) -> Any:
+            self._from_anybody.add(group.group_name)  # from now on it is not known which message is which
+            return original(group, *args, **kwargs)
+
+        call.__name__, call.__doc__ = "recv_anysource", original.__doc__
         return call
 
     def _wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,14 +194,23 @@ class CollectiveWatch:
         """It has ended: see whether all meant the same.
 
         Raises:
-            CollectiveMismatch: it was not.
+            CollectiveMismatch: they did not.
         """
         noted = self.ledger.read(begun.ranks, begun.key) if self._compares and self.ledger is not None else {}
         if any(entry.must != begun.must for entry in noted.values()):
             raise CollectiveMismatch(tell_difference(noted))
 
-    def _ranks_of(self, group: Any) -> tuple[int, ...]:
-        ranks = self._ranks.get(group.group_name)
-        if ranks is None:
-            ranks = self._ranks[group.group_name] = tuple(c10d.get_process_group_ranks(group))
-        return ranks
+
+@contextmanager
+def _counted(numbers: Counter[str], what: str) -> Iterator[None]:
+    """What is refused here, and so never seen by another rank, does not count."""
+    try:
+        yield
+    except Exception:
+        numbers[what] -= 1
+        raise
+
+
+def _ranks_of(group: Any) -> tuple[int, ...]:
+    """By their numbers in the world."""
+    return tuple(c10d.get_process_group_ranks(group))
