@@ -82,9 +82,14 @@ class Outcome:
         return [what for kind, what in self.outputs if kind == "display"]
 
     @property
+    def of_ranks(self) -> list[dict[str, Any]]:
+        """The displays without the view of all ranks, which a cell shows when it takes its time."""
+        return [bundle for bundle in self.displays if not is_view(bundle)]
+
+    @property
     def texts(self) -> list[str]:
         """The plain text of every display; the live area, empty at the end, and the view are left out."""
-        return [text for bundle in self.displays if (text := bundle.get("text/plain", "")) and not is_view(bundle)]
+        return [text for bundle in self.of_ranks if (text := bundle.get("text/plain", ""))]
 
     @property
     def views(self) -> list[dict[str, Any]]:

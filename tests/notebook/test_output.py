@@ -247,10 +247,10 @@ def test_figure(live: Notebook) -> None:
     live.run("%nbsync restart").ok()
     outcome = live.run("%%on_rank 1\nplt.plot([1, 2]); plt.title('t'); plt.show(); print('shown')").ok()
     assert outcome.stdout == "[1]\n[1] shown\n"
-    (bundle,) = outcome.displays
+    (bundle,) = outcome.of_ranks
     assert bundle["image/png"].startswith("iVBOR")
     by_itself = live.run("%%distributed\nfig, ax = plt.subplots(); ax.plot([rank, 2]);").ok()  # no show(): at the end
-    assert [bundle["image/png"][:5] for bundle in by_itself.displays] == ["iVBOR", "iVBOR"]
+    assert [bundle["image/png"][:5] for bundle in by_itself.of_ranks] == ["iVBOR", "iVBOR"]
     assert sorted(by_itself.stdout.splitlines()) == ["[0]", "[1]"]
 
 
@@ -258,7 +258,7 @@ def test_pandas(live: Notebook) -> None:
     """A data frame is shown as a table under its label, equal ones once."""
     live.run("%%distributed\nimport pandas as pd\ndist.barrier()").ok()
     cell = "%%distributed\ndisplay(pd.DataFrame({'a': [1]}))\npd.DataFrame({'b': [rank]})"
-    both, first, second = live.run(cell).ok().displays
+    both, first, second = live.run(cell).ok().of_ranks
     assert "<table" in both["text/html"]
     assert "[0-1]" in both["text/html"]
     assert both["text/plain"].startswith("[0-1]\n")
@@ -277,9 +277,9 @@ def test_other_kinds(live: Notebook) -> None:
     )
     outcome = live.run(cell).ok()
     kinds = ["text/markdown", "text/latex", "application/json", "image/svg+xml", "image/png"]
-    assert len(outcome.displays) == len(kinds)
-    assert all(kind in bundle for kind, bundle in zip(kinds, outcome.displays, strict=True))
-    assert outcome.displays[0]["text/markdown"] == "**bold**"
+    assert len(outcome.of_ranks) == len(kinds)
+    assert all(kind in bundle for kind, bundle in zip(kinds, outcome.of_ranks, strict=True))
+    assert outcome.of_ranks[0]["text/markdown"] == "**bold**"
     assert outcome.stdout == "[0]\n" * len(kinds)
 
 
@@ -295,7 +295,7 @@ def test_update_display(live: Notebook) -> None:
     cell = "%%on_rank 0\nhandle = display('h1', display_id=True)\nhandle.update('h2'); handle.update('h3')"
     assert live.run(cell).ok().texts == ["[0] 'h3'"]
     later = live.run("%%on_rank 0\nhandle.update('h4')").ok()
-    assert later.displays == []
+    assert later.of_ranks == []
     assert [bundle["text/plain"] for bundle in later.history] == ["[0] 'h4'"]
 
 
