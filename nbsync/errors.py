@@ -9,7 +9,7 @@ NbsyncError
 ├── WorkerError                        a rank raised; also of the original type where that is possible
 │   └── WorkerDied                     a rank's process ended
 ├── MainProcessFailed (RuntimeError)   the main process raised where the others waited for it
-├── StoreWaitEnded (RuntimeError)      a wait for a key of a store, when the cell failed on another rank
+├── StoreWaitEnded                     a wait for a key of a store, when the cell failed on another rank
 ├── CollectiveMismatch (RuntimeError)  the ranks are not in the same collective
 ├── Deadlock (RuntimeError)            the ranks waited for each other, and would have for ever
 ├── BarrierTimeout (TimeoutError)      some ranks did not come to a barrier in time
@@ -77,8 +77,11 @@ class MainProcessFailed(NbsyncError, RuntimeError):
     """The main process raised in a block that the other ranks waited for."""
 
 
-class StoreWaitEnded(NbsyncError, RuntimeError):
-    """A wait for a key of a store was ended, since the cell has failed on another rank."""
+class StoreWaitEnded(NbsyncError):
+    """A wait for a key of a store was ended, since the cell has failed on another rank.
+
+    No `RuntimeError`, which code that waits for a store often takes for the end of its patience, and waits again.
+    """
 
 
 class CollectiveMismatch(NbsyncError, RuntimeError):

@@ -134,7 +134,7 @@ class Worker:
         os.environ.update(spec.environ)
         meeting = MeetingPoint(spec.host, spec.port, spec.world_size, spec.secret)
         self.groups = GroupKeeper(meeting, spec.rank, spec.world_size, self.interrupts.shield)
-        self.watch = CollectiveWatch(compare=spec.compare_collectives)
+        self.watch = CollectiveWatch(spec.compare_collectives, self.interrupts.shield)
         self.channel = Channel(ends.channel)
         self.feed = Feed(spec.progress_interval)
         self.attendant = Attendant(self.channel, self.interrupts, self.groups, self.watch, self.feed)
@@ -234,7 +234,7 @@ class Worker:
             outcome.result,
             value,
             group_broken=self.groups.are_broken,
-            sequence=self.groups.sequence_numbers(),
+            sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
             memory=memory,
         )
         self.feed.send(self.channel, time.monotonic(), at_once=True)
@@ -288,9 +288,7 @@ class Worker:
         explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
         follows = follows_from_others(error, released=self.attendant.was_released(run))
-        if (
-            isinstance(error, NbsyncError) and not follows
-        ):  # its message says all; the frames under the user's line are ours
+        if isinstance(error, NbsyncError) and not follows:  # its message says all; under the user's line it is ours
             end_at_users_line(error)
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
             return True

@@ -70,12 +70,7 @@ def line_of(frame: FrameType | None) -> str:
     """The line of the user's code that led to this frame, or "". Made for what happens often."""
     while frame is not None and not is_users(frame.f_code):
         frame = frame.f_back
-    return _describe_once(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
-
-
-@lru_cache
-def _describe_once(filename: str, lineno: int) -> str:
-    return describe_line(filename, lineno)
+    return describe_line(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
 
 
 def end_at_users_line(error: BaseException) -> None:

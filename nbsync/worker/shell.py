@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from IPython.core import interactiveshell
 from IPython.core.display_trap import DisplayTrap
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
@@ -28,12 +29,7 @@ from nbsync.protocol.messages import ClearOutput, Display, Source
 Bundle = tuple[dict[str, Any], dict[str, Any]]
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
 _MOST_TEXT = 1_000_000  # characters of one text that are shown
-_END_CELLS = (
-    "run_code",
-    "run_ast_nodes",
-    "run_cell_async",
-    "_run_cell",
-)  # IPython's methods, where a cell's error ends
+_END_CELLS = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")  # where IPython tells of a cell's error
 _WIDGET = "application/vnd.jupyter.widget-view+json"  # its model lives in the rank, out of the browser's reach
 
 
@@ -132,7 +128,8 @@ class WorkerShell:
         What only follows from another rank's failure is folded into one line, and never rendered.
         """
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
-        self._ends_cell = sys._getframe(1).f_code.co_name in _END_CELLS
+        caller = sys._getframe(1).f_code
+        self._ends_cell = caller.co_filename == interactiveshell.__file__ and caller.co_name in _END_CELLS
         if self._ends_cell:
             kwargs.pop("exception_only", None)  # IPython thinks the name of a `SystemExit` enough
         if self._ends_cell and (error is None or self._on_error(error)):

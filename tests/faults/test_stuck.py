@@ -103,6 +103,61 @@ def test_row_10_messages_are_known_by_their_order(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+def test_row_10_what_is_right_is_let_through(pair: Ranks) -> None:
+    """Other shapes of as many elements, operations begun before a heal, and torch's own ways to call."""
+    pair.run("dist.broadcast(torch.ones(2, 3) if rank else torch.ones(6), 0, async_op=True).wait()").ok()
+    pair.run("early = dist.all_reduce(torch.ones(7), async_op=True)").ok()
+    pair.fail("if rank == 0: inject.raise_error('row 10')\ndist.barrier()", "ValueError")
+    pair.run("dist.all_reduce(torch.ones(5), async_op=True).wait(); early.wait()").ok()
+    pair.run(
+        "group = dist.group.WORLD\nt = torch.ones(3)\ngroup.allreduce(tensors=[t]).wait()\n"
+        "(group.send([t], dstRank=1, tag=2) if rank == 0 else group.recv([t], srcRank=0, tag=2)).wait()"
+    ).ok()
+    pair.assert_whole()
+
+
+def test_row_10_uneven_inputs(pair: Ranks) -> None:
+    """In torch's `Join` a rank without data answers for the others: it blocks where they do not."""
+    cell = f"{_MODEL}\nwith model.join():\n    for _ in range(2 + 3 * rank): model(torch.ones(1, 4)).sum().backward()"
+    pair.run(cell).ok()
+    same = "t = model.module.weight.detach().clone(); dist.broadcast(t, 0); torch.equal(t, model.module.weight)"
+    assert pair.run(same).ok().texts == ["[0-1] True"]
+    pair.assert_whole()
+
+
+def test_row_10_the_line_is_that_of_this_run(pair: Ranks) -> None:
+    """The same cell, run again, is told by its new number."""
+    for cell in ("dist.all_reduce(torch.ones(1 + rank))", _UNCOMPARED[0][0].format(a=3, b=4)):
+        for _ in range(2):
+            outcome = pair.run(cell)
+            assert outcome.failed("CollectiveMismatch").evalue.count(f"at Cell In[{outcome.number}], line 2") == 2
+
+
+_DROPPED = """
+import threading
+from nbsync.worker.groups import uncaught
+came, thrown = threading.Event(), uncaught._thrown
+def slowly(memory):
+    came.set()
+    time.sleep(0.1)
+    return thrown(memory)
+if rank == 0: dist.send(torch.ones(1000), 1)
+else:
+    uncaught._thrown = slowly
+    work = dist.irecv(torch.ones(10), 0)
+    came.wait(10)
+    del work
+    uncaught._thrown = thrown
+"""
+
+
+def test_row_10_nobody_waits_for_what_is_too_long(pair: Ranks) -> None:
+    """Also a rank that drops the operation while its end is being seen to goes on."""
+    for _ in range(2):
+        pair.run(_DROPPED).ok()
+        pair.assert_whole()
+
+
 @pytest.mark.parametrize("size", SIZES[:2])
 def test_row_10_comparing_is_off(fresh_notebook: Notebook, size: int) -> None:
     """What gloo ends processes for is an error all the same, as often as it happens."""

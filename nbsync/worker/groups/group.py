@@ -238,9 +238,9 @@ class GroupKeeper:
         """The connection to the kernel's store, made anew if it was cut, also for those who hold on to the store."""
         if self._connection is None:
             self._connection = self._meeting.connect()
-        with self._lock:
-            while self._ended_stores:
-                self._meeting.renew(self._ended_stores.pop())
+        for ended in tuple(self._ended_stores):
+            self._meeting.renew(ended)
+            self._ended_stores.discard(ended)
         return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""What each rank has begun and does not wait for at once, in memory that the ranks of one machine share.
+"""What each rank has begun and nothing was compared of before, in memory that the ranks of one machine share.
 
 Nobody waits for what another rank writes there. But data that has arrived was noted by its sender before: so when an
 operation has ended, its ranks' entries are there to be compared.
@@ -24,8 +24,8 @@ class Entry(NamedTuple):
     """What a rank has begun.
 
     Attributes:
-        must: what has to be equal on all the ranks concerned.
-        told: it in words, with the line of the user's code.
+        must: a checksum of what has to be equal on all the ranks concerned.
+        told: what it is, in words, with the line of the user's code.
     """
 
     must: str

@@ -49,7 +49,17 @@ def python_name(method: str) -> str:
 def describe(method: str, args: Sequence[Any], options: Any) -> str:
     """A collective with its shapes, types, reduction and root: what must be equal on all ranks."""
     index = COLLECTIVES[method]
-    parts = [python_name(method)] + ([] if index is None else describe_tensors(args[index]))
+    return _describe(method, [] if index is None else describe_tensors(args[index]), options)
+
+
+def describe_loosely(method: str, args: Sequence[Any], options: Any) -> str:
+    """The same with the numbers of elements for the shapes: what gives right numbers if it is equal on all ranks."""
+    index = COLLECTIVES[method]
+    return _describe(method, [] if index is None else measure_tensors(args[index]), options)
+
+
+def _describe(method: str, tensors: Sequence[str], options: Any) -> str:
+    parts = [python_name(method), *tensors]
     if hasattr(options, "reduceOp"):
         parts.append(next(name.lower() for name, kind in _REDUCTIONS.items() if options.reduceOp == kind))
     if method == "barrier" and barrier_name() not in (None, _UNNAMED):
@@ -61,11 +71,15 @@ def describe(method: str, args: Sequence[Any], options: Any) -> str:
 
 def describe_tensors(argument: Any) -> list[str]:
     """`(2, 3) float32` for each tensor."""
-    return [f"{tuple(tensor.shape)} {type_name(tensor)}" for tensor in tensors_in(argument)]
+    return [f"{tuple(tensor.shape)} {_type_name(tensor)}" for tensor in tensors_in(argument)]
 
 
-def type_name(tensor: torch.Tensor) -> str:
-    """`float32`"""
+def measure_tensors(argument: Any) -> list[str]:
+    """`6 float32` for each tensor."""
+    return [f"{tensor.numel()} {_type_name(tensor)}" for tensor in tensors_in(argument)]
+
+
+def _type_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 

@@ -48,7 +48,7 @@ class StoreWaits:
                 found = attempt(original, store, *args, **kwargs)
                 if found is not _NOT_YET:
                     return found
-                self._check(store, time.monotonic() - began, *args)
+                self._check(store, time.monotonic() - began, *args, *kwargs.values())
                 time.sleep(pause)
 
         ask.__code__ = ask.__code__.replace(co_name=original.__name__)  # by which it is told where a rank waits

@@ -1,13 +1,14 @@
 """Keeps this process when an event loop of gloo throws what nobody catches, for which C++ would end it.
 
 Gloo does so when a message is longer than the receiver expects: the ranks are in different operations, or have other
-shapes or types (`CollectiveWatch` compares what blocks; not what does not, nor `send` and `recv`). And torch frees the
-memory of a failed `all_gather` before gloo is told to send no more of it: when a peer asks for some in that moment, the
-system refuses to read there.
+shapes or types (before `send`, `recv` and what does not block nobody compares that). And torch frees the memory of a
+failed `all_gather` before gloo is told to send no more of it: when a peer asks for some in that moment, the system
+refuses to read there.
 
 Before it ends the process C++ asks a handler, in the loop's thread, with all that gloo was about on the stack. Such a
 handler must not return. This one ends the one connection as gloo ends those that fail otherwise, lets go of what the
-stack holds, and gives the loop another thread. Where it cannot find its way, the process ends as it would have.
+stack holds, and gives the loop another thread. Its own thread ends there; what it leaves is its stack, about 0.2 MB.
+Where the handler cannot find its way, the process ends as it would have.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from nbsync.worker.groups.buffers import gloo_buffers
@@ -31,7 +33,7 @@ _LARGEST = 1024  # bytes of a connection in which its lock is
 _LOOP_SIZE, _LOOP_FD = 256, 16  # bytes of a loop in which its thread is named, and where its epoll descriptor is
 _INT = (1 << 32) - 1
 _ONE_HOLDS = 1 << 32  # the second word of a lock: above its holder's number, how many hold it
-_MANY = 64  # references to one buffer
+_MANY = 1 << 16  # references to one buffer
 _HEAD, _CLASS = 112, 80  # bytes in front of an exception that was thrown, and where among them is of what kind it is
 _WHAT = 2  # index of `what` among an exception's methods
 _TOO_LONG = re.compile(r"length <= op\.nbytes\. (\d+) vs (\d+)")
@@ -73,14 +75,15 @@ class Uncaught:
             if not is_named(Path(f"/proc/self/task/{threading.get_native_id()}"), LOOP):
                 raise LookupError("this is no event loop")
             with own_memory() as memory:
-                scene = _Scene(memory)
+                scene = _Scene(memory, _thrown(memory))
                 self.count += 1  # before anybody can see that an operation has failed
-                scene.end_connection(_explain(_thrown(memory)))
+                scene.end_connection()
         except (OSError, AttributeError, ValueError, LookupError):  # another build of torch, or another system
             self._before()
             return
         self.tell()
         scene.go_on()
+        self._before()  # there is no room for another thread
 
 
 class _Scene:
@@ -90,37 +93,50 @@ class _Scene:
         LookupError, OSError, AttributeError, ValueError: it does not show that.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, thrown: str) -> None:
         self._memory = memory
         self._exit = _EXIT[platform.machine()]  # elsewhere C++ calls functions in ways that Python cannot
         self._torch, self._libc = torch_library("torch_cpu"), ctypes.CDLL(None)
-        self._myself = _myself()
+        self._myself = threading.get_ident()  # as the system's threads are known to each other
         stack = self._stack()
+        self._text, self._held = f"Connection closed by peer, after: {thrown}", list[tuple[int, int]]()
+        if too_long := _TOO_LONG.search(thrown):
+            self._text = "{} bytes came where {} are expected: {}".format(*too_long.groups(), MISMATCH)
+            self._held = [self._buffer_held(stack)]
         self._loop = _first(word for word in stack if self._threads(word))
         (self._thread,) = self._threads(self._loop)
-        table = methods_of(self._torch, _PAIR)
-        self._connection = _first(word for word in stack if self._is(word, table) and self._locks(word))
+        pair = methods_of(self._torch, _PAIR)
+        self._connection = _first(word for word in stack if self._is(word, pair) and self._locks(word))
         (self._lock,) = self._locks(self._connection)
-        table, self._tell = gloo_buffers()
-        held = zip(stack[1:], stack, strict=False)  # read downwards: the counter of references lies above the pointer
-        self._buffers = [pair for pair in held if self._is(pair[0], table) and self._counts(pair[1])][:1]
 
-    def end_connection(self, text: str) -> None:
+    def end_connection(self) -> None:
         """As gloo does when it sees an error: who uses the connection gets an exception to raise."""
-        said = _String(text)
-        for buffer, references in self._buffers:  # that of the message, which gloo has taken off its list
-            self._tell(buffer, text.encode())
+        said, (_, tell) = _String(self._text), gloo_buffers()
+        for buffer, references in self._held:
+            tell(buffer, self._text.encode())  # gloo has taken it off the list of those that it would tell
             cpp_library()[_ADD](ctypes.c_void_p(references + WORD), -1)  # else its operation would wait for this stack
         self._libc.pthread_mutex_unlock(ctypes.c_void_p(self._lock))
         self._torch[_END](ctypes.byref(ctypes.c_void_p()), ctypes.c_void_p(self._connection), ctypes.byref(said))
 
     def go_on(self) -> None:
-        """Let another thread be the event loop's, which waits for its end, and end this one. Never returns.
+        """Let another thread be the event loop's, which waits for its end, and end this one. Returns if there is none.
 
         A call of the loop from here would not do: what it throws would be caught, by those who called the handler.
         """
-        self._libc.pthread_create(ctypes.c_void_p(self._thread), None, self._torch[_RUN], ctypes.c_void_p(self._loop))
-        self._libc.syscall(self._exit, 0)
+        thread, loop = ctypes.c_void_p(self._thread), ctypes.c_void_p(self._loop)
+        if self._libc.pthread_create(thread, None, self._torch[_RUN], loop) == 0:
+            self._libc.syscall(self._exit, 0)
+
+    def _buffer_held(self, stack: list[int]) -> tuple[int, int]:
+        """The buffer of the message that came, and where references to it are counted, of which the stack holds one.
+
+        It may be the last one: whoever drops the operation waits until it is given back.
+        """
+        table, _ = gloo_buffers()
+        for counter, buffer in pairwise(stack):  # read downwards: the counter lies above the pointer
+            if self._is(buffer, table) and self._counts(counter):
+                return buffer, counter
+        raise LookupError("it is not on the stack")
 
     def _stack(self) -> list[int]:
         """The first words of this thread's stack, downwards from its beginning."""
@@ -154,9 +170,9 @@ class _Scene:
         return [address + WORD * i for pair in held for i in range(len(fields) - 1) if fields[i : i + 2] == pair]
 
     def _counts(self, address: int) -> bool:
-        """Whether references are counted there, and more than the owner's own."""
+        """Whether references are counted there, strong ones and weak ones."""
         fields = self._at(address, 2 * WORD)
-        return len(fields) == 2 and 1 < fields[1] & _INT < _MANY and 0 < fields[1] >> 32 < _MANY
+        return len(fields) == 2 and 0 < fields[1] & _INT < _MANY and 0 < fields[1] >> 32 < _MANY
 
 
 class _String(ctypes.Structure):
@@ -175,12 +191,6 @@ def _first(found: Iterator[int]) -> int:
     raise LookupError("it is not on the stack")
 
 
-def _myself() -> int:
-    pthread_self = ctypes.CDLL(None).pthread_self
-    pthread_self.restype = ctypes.c_void_p
-    return int(pthread_self())
-
-
 def _thrown(memory: Memory) -> str:
     """What the exception that this thread handles says of itself."""
     get_globals = cpp_library()["__cxa_get_globals"]
@@ -192,12 +202,3 @@ def _thrown(memory: Memory) -> str:
     (what,) = words(memory, methods + _WHAT * WORD, WORD)
     said = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(what)(thrown)
     return bytes(said or b"").decode(errors="replace")
-
-
-def _explain(said: str) -> str:
-    """In the user's terms, if that is possible."""
-    found = _TOO_LONG.search(said)
-    if found is None:
-        return f"Connection closed by peer, after: {said}"
-    came, expected = found.groups()
-    return f"{came} bytes came where {expected} are expected: {MISMATCH}"

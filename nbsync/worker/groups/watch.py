@@ -1,40 +1,55 @@
 """Watches this process's operations on its groups: what it waits for, and whether all ranks mean the same one.
 
-Gloo ends the process when shapes or types differ between ranks, and hangs or gives wrong numbers when operations do.
-So before a blocking collective the ranks compare what they are about to do; a difference is an error on every rank,
-and the group stays usable. The methods of `ProcessGroup` are wrapped, so every Python path is covered: also functions
-imported before the start, and groups made by user code. What C++ starts by itself (DDP's backward) is not compared.
+When shapes, types or operations differ between ranks, gloo gives an error that tells little, hangs, or gives wrong
+numbers. So before a blocking collective the ranks compare what they are about to do; a difference is an error on every
+rank, and the group stays usable. The methods of `ProcessGroup` are wrapped, so every Python path is covered: also
+functions imported before the start, and groups made by user code. What C++ starts by itself (DDP's backward) is not
+compared.
 
 Operations that do not block (`async_op=True`, `isend`, `irecv`), and those between two ranks, are not compared before:
 waiting for the others there could stop a program that is right. Each rank notes what it begins (see ledger.py), and
-compares when it has waited for it.
+compares when it has waited for it. The same holds where torch pairs what blocks with what does not: in `Join`, where
+ranks that have no more data answer for those that do.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.algorithms import join
 
 from nbsync.errors import CollectiveMismatch
 from nbsync.worker.groups.comparison import Comparison, tell_difference
 from nbsync.worker.groups.ledger import Entry, Ledger
-from nbsync.worker.groups.operations import COLLECTIVES, describe, describe_tensors, python_name, type_name
+from nbsync.worker.groups.operations import (
+    COLLECTIVES,
+    describe,
+    describe_loosely,
+    describe_tensors,
+    measure_tensors,
+    python_name,
+)
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.places import line_of
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
 _CPU = torch.device("cpu")
+_SHORT = 200  # characters of what an operation is, besides its line
+_NEAR = 8  # frames from a method of `ProcessGroup` to who wants it, within torch
+_MESSAGES = {"send": ("tensors", "dstRank", "tag"), "recv": ("tensors", "srcRank", "tag")}
 
 
 @dataclass(frozen=True)
@@ -49,12 +64,22 @@ class Collective:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What this process has begun: the collective, if it is one, and how the `ranks` concerned know it."""
+    """What this process has begun.
+
+    Attributes:
+        collective: None for a message.
+        ranks: whom it concerns.
+        key: by which they know it.
+        must: what they must have noted of it too; None if that is not compared.
+    """
 
     collective: Collective | None
-    key: str
     ranks: tuple[int, ...]
-    must: str
+    key: str
+    must: str | None
+
+
+_UNKNOWN = _Begun(None, (), "", None)
 
 
 class CollectiveWatch:
@@ -62,99 +87,109 @@ class CollectiveWatch:
 
     Args:
         compare: let the ranks compare what they do.
+        shield: a context whose lines no interrupt cuts in two.
 
     Attributes:
         current: the collective that the main thread waits for; read by the helper thread.
         ledger: where the ranks note what they begin, if there is such a place.
     """
 
-    def __init__(self, compare: bool) -> None:
+    def __init__(self, compare: bool, shield: Callable[[], AbstractContextManager[None]]) -> None:
         self.current: Collective | None = None
         self.ledger: Ledger | None = None
-        self._compares = compare
-        self._numbers: Counter[str] = Counter()  # of a group's collectives, and of the messages from rank to rank
-        self._from_anybody: set[str] = set()
+        self._compares, self._shield = compare, shield
+        self._numbers: Counter[str] = Counter()  # of a group's collectives
+        self._messages: Counter[str] = Counter()  # from one rank to another
+        self._from_anybody: set[str] = set()  # groups in which it is not known which message is which
         self._begun: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()  # by their `Work`
         self._comparison = Comparison()
         self._main = threading.get_ident()
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
-        for method in COLLECTIVES:
-            original = getattr(dist.ProcessGroup, method, None)
-            if original is not None:  # not every torch has all of them
-                setattr(dist.ProcessGroup, method, self._collective(method, original))
-        dist.ProcessGroup.send = self._message("send", dist.ProcessGroup.send)  # type: ignore[method-assign]
-        dist.ProcessGroup.recv = self._message("recv", dist.ProcessGroup.recv)  # type: ignore[method-assign]
-        dist.ProcessGroup.recv_anysource = self._message_from_anybody(  # type: ignore[method-assign]
-            dist.ProcessGroup.recv_anysource
-        )
-        dist.Work.wait = self._wait(dist.Work.wait)  # type: ignore[method-assign]
+        kind: Any = dist.ProcessGroup
+        for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
+            setattr(kind, method, _like(getattr(kind, method), self._collective(method, getattr(kind, method))))
+        for method in _MESSAGES:
+            setattr(kind, method, _like(getattr(kind, method), self._message(method, getattr(kind, method))))
+        kind.recv_anysource = _like(kind.recv_anysource, self._message_from_anybody(kind.recv_anysource))
+        dist.Work.wait = _like(dist.Work.wait, self._wait(dist.Work.wait))  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
         self.current = None
-        self._numbers.clear()
-        self._from_anybody.clear()
+        for counted in (self._numbers, self._messages, self._from_anybody, self._begun):
+            counted.clear()
+
+    def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
+        """How many collectives were begun in each group: equal on all ranks, or the groups must begin a new life."""
+        names = [group.group_name for group in c10d._world.pg_map]
+        return tuple((f"begun in {name}", self._numbers[name]) for name in names)
 
     def _collective(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        compared = COLLECTIVES[method]
+        needed = 0 if compared is None else compared + 1  # arguments; torch gives them by position
+
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.current is not None or threading.get_ident() != self._main or group.size() == 1:
+            is_ours = self.current is None and threading.get_ident() == self._main and len(args) >= needed
+            if not is_ours or group.size() == 1 or group not in c10d._world.pg_group_ranks:
                 return original(group, *args, **kwargs)
-            name, ranks = group.group_name, _ranks_of(group)
-            self._numbers[name] += 1
-            collective = Collective(python_name(method), name, ranks, self._numbers[name])
             options = kwargs.get("opts", args[-1] if args else None)
+            is_compared = self._compares and _CPU in group._device_types
             if not getattr(options, "asyncOp", True):
-                with self._waiting_for(collective):
-                    if self._compares and _CPU in group._device_types:
-                        self._comparison.make(group, ranks, describe(method, args, options))
+                with self._waiting_for(self._next(method, group)) as collective:
+                    if is_compared and not _answers_for_others():
+                        self._comparison.make(group, collective.ranks, describe(method, args, options))
                     work = original(group, *args, **kwargs)
                     if work is not None:
                         work.wait()  # the caller waits once more, which returns at once: this covers the whole wait
                     return work
-            what = describe(method, args, options)
-            begun = self._begin(_Begun(collective, f"{name}/{collective.number}", ranks, what), what)
-            with _counted(self._numbers, name):
-                work = original(group, *args, **kwargs)
-            return self._keep(work, begun)
+            with self._shield():
+                collective = self._next(method, group)
+                key, must = f"{collective.group}/{collective.number}", None
+                with _counted(self._numbers, collective.group):
+                    if is_compared:
+                        must = self._note(key, describe_loosely(method, args, options), describe(method, args, options))
+                    work = original(group, *args, **kwargs)
+                return self._keep(work, _Begun(collective, collective.ranks, key, must))
 
-        call.__name__, call.__doc__ = method, original.__doc__
         return call
 
     def _message(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(group: Any, tensors: Any, peer: int, tag: int = 0) -> Any:
-            name, ranks = group.group_name, _ranks_of(group)
-            ends = (group.rank(), peer) if method == "send" else (peer, group.rank())
-            way = f"{name}/{ends[0]}>{ends[1]}:{tag}"
-            self._numbers[way] += 1
-            must = " ".join(f"{tensor.numel() * tensor.element_size()} {type_name(tensor)}" for tensor in tensors)
-            both = tuple(ranks[end] for end in ends if 0 <= end < len(ranks))
-            begun = _Begun(None, f"{way}/{self._numbers[way]}", both, must)
-            self._begin(begun, f"{method} {' '.join(describe_tensors(tensors))}")
-            with _counted(self._numbers, way):
-                work = original(group, tensors, peer, tag)
-            is_known = method == "recv" and name not in self._from_anybody
-            return self._keep(work, begun) if is_known else work  # whoever receives compares
+        names = _MESSAGES[method]
 
-        call.__name__, call.__doc__ = method, original.__doc__
+        def call(group: Any, *args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(names, args, strict=False), **kwargs)
+            if set(given) != set(names) or not self._compares or group not in c10d._world.pg_group_ranks:
+                return original(group, *args, **kwargs)
+            tensors, peer, tag = (given[name] for name in names)
+            ends = (group.rank(), peer) if method == "send" else (peer, group.rank())
+            way = f"{group.group_name}/{ends[0]}>{ends[1]}:{tag}"
+            with self._shield(), _counted(self._messages, way):
+                self._messages[way] += 1
+                key = f"{way}/{self._messages[way]}"
+                told = " ".join([method, *describe_tensors(tensors)])
+                must = self._note(key, " ".join(measure_tensors(tensors)), told)
+                work = original(group, *args, **kwargs)
+                if method == "send" or group.group_name in self._from_anybody:  # whoever receives compares
+                    return work
+                ranks = _ranks_of(group)
+                return self._keep(work, _Begun(None, (ranks[peer], ranks[group.rank()]), key, must))
+
         return call
 
     def _message_from_anybody(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-            self._from_anybody.add(group.group_name)  # from now on it is not known which message is which
+            self._from_anybody.add(group.group_name)
             return original(group, *args, **kwargs)
 
-        call.__name__, call.__doc__ = "recv_anysource", original.__doc__
         return call
 
     def _wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             if self.current is not None or threading.get_ident() != self._main:
                 return original(work, *args, **kwargs)
-            begun = self._begun.pop(work, None)
-            if begun is None:
-                return original(work, *args, **kwargs)
+            begun = self._begun.pop(work, _UNKNOWN)
             try:
                 with self._waiting_for(begun.collective):
                     done = original(work, *args, **kwargs)
@@ -164,14 +199,13 @@ class CollectiveWatch:
             self._check(begun)
             return done
 
-        wait.__doc__ = original.__doc__
         return wait
 
     @contextmanager
-    def _waiting_for(self, collective: Collective | None) -> Iterator[None]:
+    def _waiting_for(self, collective: Any) -> Iterator[Any]:
         self.current = collective
         try:
-            yield
+            yield collective
         except RuntimeError as error:
             if MISMATCH in str(error):  # gloo noticed it, since a message was too long
                 raise CollectiveMismatch(str(error)) from None
@@ -179,11 +213,18 @@ class CollectiveWatch:
         finally:
             self.current = None
 
-    def _begin(self, begun: _Begun, told: str) -> _Begun:
-        """Note it, before anything of it can reach another rank."""
-        if self._compares and self.ledger is not None:
-            self.ledger.note(begun.key, Entry(begun.must, f"{told} at {line_of(sys._getframe())}"))
-        return begun
+    def _next(self, method: str, group: Any) -> Collective:
+        name = group.group_name
+        self._numbers[name] += 1
+        return Collective(python_name(method), name, _ranks_of(group), self._numbers[name])
+
+    def _note(self, key: str, must: str, told: str) -> str | None:
+        """Note what is begun, before anything of it can reach another rank. Returns what they must have noted too."""
+        if self.ledger is None:
+            return None
+        checksum = f"{zlib.crc32(must.encode()):x}"
+        self.ledger.note(key, Entry(checksum, f"{told[:_SHORT]} at {line_of(sys._getframe())}"))
+        return checksum
 
     def _keep(self, work: Any, begun: _Begun) -> Any:
         if work is not None:
@@ -196,9 +237,16 @@ class CollectiveWatch:
         Raises:
             CollectiveMismatch: they did not.
         """
-        noted = self.ledger.read(begun.ranks, begun.key) if self._compares and self.ledger is not None else {}
-        if any(entry.must != begun.must for entry in noted.values()):
-            raise CollectiveMismatch(tell_difference(noted))
+        if begun.must is not None and self.ledger is not None:
+            noted = self.ledger.read(begun.ranks, begun.key)
+            if any(entry.must != begun.must for entry in noted.values()):
+                raise CollectiveMismatch(tell_difference(noted))
+
+
+def _like(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """`replacement`, under the name and with the words of `original`."""
+    replacement.__name__, replacement.__doc__ = original.__name__, original.__doc__
+    return replacement
 
 
 @contextmanager
@@ -209,6 +257,16 @@ def _counted(numbers: Counter[str], what: str) -> Iterator[None]:
     except Exception:
         numbers[what] -= 1
         raise
+
+
+def _answers_for_others() -> bool:
+    """Whether a rank in `Join` does what the others do who have more data: they may not block where this one does."""
+    frame: FrameType | None = sys._getframe()
+    near: list[str] = []
+    while frame is not None and len(near) < _NEAR:
+        near.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    return join.__file__ in near
 
 
 def _ranks_of(group: Any) -> tuple[int, ...]:
