@@ -111,7 +111,7 @@ os.register_at_fork(after_in_child={hook})
     ("hook", "told"),
     [
         ("held.acquire", "hung right after the fork"),
-        ("lambda: os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV during the start"),
+        ("lambda: os.kill(os.getpid(), signal.SIGSEGV)", "were ended by SIGSEGV during the start"),
     ],
 )
 def test_self_test(kernel: Notebook, hook: str, told: str) -> None:
