@@ -98,15 +98,18 @@ class GroupKeeper:
         with self._lock:
             self._sockets |= connected_sockets(besides=self._before or set())
 
-    def cut(self, with_store: bool = False) -> None:
+    def cut(self, is_meant: Callable[[], bool] = lambda: True, with_store: bool = False) -> None:
         """Free every collective that is blocked in this process, from any thread; the groups then need healing.
 
         Listening sockets stay: gloo ends the process when one of them is shut down.
 
         Args:
+            is_meant: asked once nobody can look at `are_broken` any more: the run that it is for may be over.
             with_store: also free a wait for the store, as in a group that is being created.
         """
         with self._lock:
+            if not is_meant():
+                return
             if not self.was_cut:
                 self.was_cut, self._stranded = True, Stranded(self._sockets)
             self._end_connections()
@@ -140,7 +143,8 @@ class GroupKeeper:
     @property
     def are_broken(self) -> bool:
         """Whether the groups need healing before they are used again."""
-        return self.was_cut or self.uncaught.count > 0
+        with self._lock:  # a cut that has begun counts
+            return self.was_cut or self.uncaught.count > 0
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""
