@@ -87,7 +87,8 @@ class StoreWaitEnded(NbsyncError):
 class CollectiveMismatch(NbsyncError, RuntimeError):
     """The ranks of a group are not in the same collective, or not with the same shapes and types.
 
-    Every rank of the group raises it, before anything was exchanged; the group stays usable.
+    Before a blocking collective every rank of the group raises it, nothing was exchanged, and the group stays usable.
+    After other operations those ranks do that saw the difference; the group may then be healed before the next cell.
     """
 
 

@@ -145,16 +145,20 @@ class Attendant:
         if release is not None and now >= self._release_at:
             # The first cut also spoils what this rank has not entered yet; later ones free waits for the store.
             if not self._groups.was_cut:
-                self._groups.cut(lambda: self._interrupts.run == run)
+                self._cut(run)
                 self._release_at = now  # what flowed had its time: the grace for the store begins with the cut
             elif now >= self._release_at + STORE_GRACE and self._may_wait_for_store():
-                self._groups.cut(lambda: self._interrupts.run == run, with_store=True)
+                self._cut(run, with_store=True)
         is_late = now >= self._interrupted_at + INTERRUPT_GRACE
         if is_late and run is not None and run == self._interrupted:
             # A handler that did not run means C code: a collective, a wait for the store, or a long computation.
             in_c = not self._interrupts.was_noticed
             if in_c or collective_in(self._main_stack()) is not None:
-                self._groups.cut(lambda: self._interrupts.run == run, with_store=in_c)
+                self._cut(run, with_store=in_c)
+
+    def _cut(self, run: int | None, *, with_store: bool = False) -> None:
+        """Cut what the main thread is in, if it still works on `run`."""
+        self._groups.cut(lambda: self._interrupts.run == run, with_store)
 
     def _may_wait_for_store(self) -> bool:
         """Whether the main thread is in an operation that may ask the store; one that was begun earlier does not."""

@@ -18,6 +18,7 @@ _OWN = (
 _FILE = "store = dist.FileStore('{folder}/store', 2)"
 _WAITS = [
     pytest.param(_GROUPS, "store.wait(['nobody sets it'])", id="group"),
+    pytest.param("store = dist.distributed_c10d._get_default_store()", "store.get('nobody sets it')", id="default"),
     pytest.param(_OWN, "store.get('nobody sets it')", id="own"),
     pytest.param(_OWN, "store.multi_get(['nobody sets it'])", id="several"),
     pytest.param(_OWN, "store.queue_pop('nobody sets it')", id="queue"),

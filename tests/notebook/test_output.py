@@ -295,7 +295,7 @@ def test_update_display(live: Notebook) -> None:
     cell = "%%on_rank 0\nhandle = display('h1', display_id=True)\nhandle.update('h2'); handle.update('h3')"
     assert live.run(cell).ok().texts == ["[0] 'h3'"]
     later = live.run("%%on_rank 0\nhandle.update('h4')").ok()
-    assert later.of_ranks == []
+    assert later.displays == []
     assert [bundle["text/plain"] for bundle in later.history] == ["[0] 'h4'"]
 
 
