@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do"}
+_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
 
 
 class NbsyncError(Exception):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, WorkerDied, describe_ranks, format_ranks
+from nbsync.errors import NoSession, RankBusy, WorkerDied, format_ranks, ranks_do
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
@@ -180,10 +180,7 @@ class Dispatch:
             )
         busy = [rank for rank in ranks if rank in self._active]
         if busy:
-            verb = "is" if len(busy) == 1 else "are"
-            raise RankBusy(
-                f"{describe_ranks(busy)} {verb} busy: {self.state.note(busy[0])}. `%nbsync interrupt` interrupts it"
-            )
+            raise RankBusy(ranks_do(busy, f"is busy: {self.state.note(busy[0])}. `%nbsync interrupt` interrupts it"))
 
     def _release(self, rank: int, run: Run) -> None:
         """`run` has no more to do with `rank`."""

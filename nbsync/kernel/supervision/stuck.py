@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nbsync.errors import describe_ranks, ranks_do
+from nbsync.errors import ranks_do
 from nbsync.protocol.messages import Where
 from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
 
@@ -79,7 +79,7 @@ def _waiting(places: Mapping[int, Place]) -> list[str]:
     together: dict[Place, list[int]] = {}
     for rank, place in places.items():
         together.setdefault(place, []).append(rank)
-    return [f"{describe_ranks(ranks)} wait{'s' * (len(ranks) == 1)} in {place}" for place, ranks in together.items()]
+    return [ranks_do(ranks, f"waits in {place}") for place, ranks in together.items()]
 
 
 def _missing(absent: Mapping[int, str]) -> list[str]:
