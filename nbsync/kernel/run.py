@@ -18,6 +18,7 @@ from nbsync.kernel.supervision.evidence import last_line, oom_kills
 from nbsync.kernel.supervision.handling import Handling
 from nbsync.kernel.supervision.headroom import Headroom
 from nbsync.kernel.supervision.insist import Insistence
+from nbsync.kernel.supervision.limit import Limit
 from nbsync.kernel.supervision.lookout import Lookout
 from nbsync.kernel.supervision.pulse import Pulse
 from nbsync.kernel.transfers import Moving, Transfers
@@ -30,8 +31,6 @@ Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 _INTERRUPT = (-1, "interrupt", None)
 ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
 PATIENT = 0.5  # seconds for which an interrupted run still waits for a large message
-GRACE_AFTER_FAILURE = 1.0  # seconds that the other ranks of a launch have to report errors of their own
-LIMIT_TRIES = 3  # how often a run that is over its time limit is interrupted before it is given up
 
 
 class Traffic(Protocol):
@@ -58,6 +57,7 @@ class Run:
 
     Attributes:
         done: the answer of each rank that gave one.
+        raised: the ranks whose code has ended with an error of its own; which, they tell in their answer.
         exited: how the processes ended that did not; last_lines: where they were then; last_words: the end
             of their stderr.
         oom_kills: how many processes had been ended for want of memory when the run began.
@@ -70,6 +70,7 @@ class Run:
     ranks: tuple[int, ...]
     inbox: Inbox = field(default_factory=queue.SimpleQueue)
     done: dict[int, Done] = field(default_factory=dict)
+    raised: set[int] = field(default_factory=set)
     exited: dict[int, Exited] = field(default_factory=dict)
     exit_times: dict[int, float] = field(default_factory=dict)
     last_lines: dict[int, str] = field(default_factory=dict)
@@ -143,8 +144,7 @@ class Conductor:
         self._ends_with_first = ends_with_first
         self._traffic, self._notify = traffic, notify
         now = time.monotonic()
-        self._deadline = None if timeout is None else now + timeout
-        self._limit_tries = 0
+        self._limit = Limit(timeout, now)
         self._interrupted_at = float("-inf")
         self._released = False
         self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
@@ -185,7 +185,7 @@ class Conductor:
         """Everything that has come, after waiting for the first of it as long as there is nothing else to do."""
         times = (
             self._printer.next_deadline(),
-            self._deadline,
+            self._limit.deadline,
             self._lookout.next_look,
             self._insistence.deadline,
             self._view.next_tick,
@@ -207,6 +207,7 @@ class Conductor:
             case ClearOutput():
                 self._printer.clear(rank, message, now)
             case Raised():
+                self._run.raised.add(rank)
                 self._release()
             case Where():
                 self._lookout.take(rank, message)
@@ -235,8 +236,8 @@ class Conductor:
         """Free the ranks that wait, or will wait, in a collective with a rank that does not come."""
         if self._released and dead is None:
             return
-        if self._ends_with_first and not self._released:
-            self._deadline = time.monotonic() + GRACE_AFTER_FAILURE
+        if self._ends_with_first:
+            self._limit.fail(time.monotonic())
         self._released = True
         self._order(Release(self._run.number, dead))
 
@@ -254,7 +255,7 @@ class Conductor:
         if self._transfers.longest() > PATIENT:
             self._let_go()
         else:
-            self._order_interrupt(now)
+            self._order_interrupt(pending, now)
 
     def _let_go(self) -> None:
         """Wait no longer for what is on its way."""
@@ -266,20 +267,19 @@ class Conductor:
 
     def _keep_limit(self, now: float) -> None:
         """At the time limit, or after a failure that ends all, and every second after it, interrupt what still runs."""
-        if self._deadline is None or now < self._deadline or not self._run.pending:
+        late = self._limit.late(self._run.pending, self._run.raised, now)
+        if not late:
             return
-        self._deadline = now + ESCALATE_AFTER
-        failed = self._released and self._ends_with_first
-        if not failed:
-            self._run.timed_out = self._run.timed_out or self._run.pending
-        self._limit_tries += 1
-        if self._limit_tries > LIMIT_TRIES:
-            self._give_up(f"went on after {'the failure' if failed else 'the time limit'} and every interrupt")
-        self._order_interrupt(now)
+        if not self._limit.has_failed:
+            self._run.timed_out = self._run.timed_out or late
+        if self._limit.is_exhausted:
+            why = "the failure" if self._limit.has_failed else "the time limit"
+            self._give_up(f"went on after {why} and every interrupt")
+        self._order_interrupt(late, now)
 
-    def _order_interrupt(self, now: float) -> None:
-        self._order(Interrupt(self._run.number))
-        self._insistence.begin(self._run.pending, self._lookout.ask(now), now)
+    def _order_interrupt(self, ranks: Sequence[int], now: float) -> None:
+        self._order(Interrupt(self._run.number), ranks)
+        self._insistence.begin(ranks, self._lookout.ask(now), now)
 
     def _give_up(self, reason: str) -> None:
         pending = self._run.pending
@@ -294,6 +294,6 @@ class Conductor:
         statement = self._traffic.statement(rank, self._run)
         return last_line(statement, self._lookout.last_line(rank), self._printer.crash_stack(rank))
 
-    def _order(self, order: Any) -> None:
-        for rank in self._run.pending:
+    def _order(self, order: Any, ranks: Iterable[int] | None = None) -> None:
+        for rank in self._run.pending if ranks is None else ranks:
             self._traffic.send(rank, order)

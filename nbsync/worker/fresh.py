@@ -27,9 +27,11 @@ def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kern
     for fd in (luggage, channel, stdout, stderr):  # not for the programs that the user's code starts
         os.set_inheritable(fd, False)
     from nbsync.worker import main as worker
+    from nbsync.worker.ahead import load_tracebacks
     from nbsync.worker.arrival import look_up, make_main_module, tell_on, unpack_all
 
     shell = make_main_module()
+    load_tracebacks()
     found = look_up(luggage)
     os.close(luggage)
     ends = worker.Endpoints(socket.socket(fileno=channel), stdout, stderr, kernel_pid)

@@ -37,7 +37,7 @@ from nbsync.protocol.messages import (
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
-from nbsync.worker.ahead import next_request, steps_to_first_traceback
+from nbsync.worker.ahead import load_tracebacks
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
@@ -68,6 +68,7 @@ from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
 def before_forks() -> None:
     """In the process that is about to fork workers: what need not be done in each of them."""
     look_for_pools()
+    load_tracebacks()
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,8 @@ class Worker:
         problem = self._attempt(self._settle)
         self._wait_for_begin()
         self.channel.send(Ready(self.spec.rank, problem or self._attempt(self._join)))
-        ahead = steps_to_first_traceback(self.shell)
         while True:
-            request = next_request(self.attendant.inbox, ahead)
+            request = self.attendant.inbox.get()
             if isinstance(request, Stop):
                 self.streams.flush()
                 self.attendant.drain(timeout=1.0)

@@ -43,6 +43,7 @@ def serve(fd: int) -> NoReturn:
     """Answer requests until the notebook is gone."""
     sock = socket.socket(fileno=fd)
     shell = make_main_module()
+    worker.before_forks()
     send(sock, Answer())
     while True:
         try:

@@ -6,9 +6,7 @@ import re
 import sys
 
 import pytest
-from worlds import GUARD, Ranks, Worlds
-
-from notebooks import Notebook, poll
+from worlds import Ranks, Worlds
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -23,20 +21,6 @@ def test_row_01_one_raises_while_others_are_idle(world_of: Worlds, size: int) ->
     assert "----> 3     inject.raise_error('row 1')" in error.traceback
     assert "row 1" not in outcome.stderr + outcome.stdout
     ranks.assert_whole()
-
-
-def test_row_01_idle_ranks_get_ready(fresh_notebook: Notebook) -> None:
-    """What the first error would have to load is loaded while the ranks are idle, and none has failed for that."""
-    loaded = "import sys; 'stack_data' in sys.modules, 'pygments.formatters.terminal256' in sys.modules"
-    fresh_notebook.run("import torch\n%nbsync start -n 2", GUARD).ok()
-    assert fresh_notebook.run(loaded).ok().texts == ["(False, False)"]
-
-    def ranks_are_ready() -> bool:
-        return fresh_notebook.run(f"%%distributed\n{loaded}").ok().texts == ["[0-1] (True, True)"]
-
-    assert poll(ranks_are_ready, GUARD, interval=0.5)
-    outcome = fresh_notebook.run("%%distributed\nif rank:\n    raise ValueError('row 1')")
-    assert "----> 3     raise ValueError('row 1')" in outcome.failed("ValueError").traceback
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.distributed as dist
 
 import nbsync
 from nbsync import World, notebook_launcher
+from nbsync.kernel.supervision import limit
 from notebooks import Notebook, poll, without_colours
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -587,3 +589,35 @@ def test_a_failure_ends_the_ranks_that_go_on() -> None:
     assert time.monotonic() - began < 20
     assert isinstance(caught.value, nbsync.WorkerError)
     assert "rank 0" in "".join(caught.value.others)
+
+
+def test_many_ranks_raise_the_same() -> None:
+    """Describing an error takes its time, in which a rank is not one that goes on: all are named, none is given up."""
+
+    def main() -> None:
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="ranks 0-39: ValueError: boom") as caught:
+        notebook_launcher(main, (), 40)
+    assert isinstance(caught.value, nbsync.WorkerError)
+    assert list(caught.value.others) == []
+
+
+def test_an_error_whose_text_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launch ends, and names the rank, also if no rank can tell what it raised."""
+    monkeypatch.setattr(limit, "TELL_LIMIT", 0.5)
+    monkeypatch.setattr(limit, "EVERY", 0.2)
+
+    class Silent(Exception):
+        def __str__(self) -> str:
+            while True:
+                with suppress(KeyboardInterrupt):
+                    time.sleep(60)
+
+    def main() -> None:
+        raise Silent
+
+    began = time.monotonic()
+    with pytest.raises(nbsync.RunTimeout, match="ranks 0-1: raised an error, but did not tell which in time"):
+        notebook_launcher(main, (), 2)
+    assert time.monotonic() - began < 20

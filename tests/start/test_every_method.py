@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from started import GUARD, Started
+import pytest
+from started import GUARD, METHODS, Started
 
-from notebooks import poll
+from notebooks import Notebook, poll
 
 
 def test_the_notebook_is_there(started: Started) -> None:
@@ -34,6 +35,16 @@ def test_what_cannot_go_is_told(started: Started) -> None:
     assert "'database' is not on this rank: in the notebook it is a sqlite3.Connection" in error.evalue
     assert "distributed cell" in error.evalue
     assert "NameError" in started.run("never_defined").failed("NameError").traceback
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_first_error_has_nothing_to_load(fresh_notebook: Notebook, method: str) -> None:
+    """What IPython renders tracebacks with is there at the start, not loaded by each rank once it has failed."""
+    fresh_notebook.run(f"import torch\n%nbsync start -n 2 --start-method {method}", GUARD).ok()
+    loaded = "import sys; 'stack_data' in sys.modules, 'pygments.formatters.terminal256' in sys.modules"
+    assert fresh_notebook.run(f"%%distributed\n{loaded}").ok().texts == ["[0-1] (True, True)"]
+    outcome = fresh_notebook.run("%%distributed\nif rank:\n    raise ValueError('row 1')")
+    assert "----> 3     raise ValueError('row 1')" in outcome.failed("ValueError").traceback
 
 
 def test_variables_go_and_come(started: Started) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from nbsync.errors import ranks_do
 from nbsync.kernel.supervision.evidence import unusual_state
 from nbsync.protocol.spec import INSIST_SIGNAL, STACK_SIGNAL
 
@@ -59,17 +60,21 @@ class Insistence:
                 self._send_signal(rank, INSIST_SIGNAL)
         if self._tell_at is not None and now >= self._tell_at:
             self._tell_at = None
-            for rank in silent:
-                pid = self._pid_of(rank)
-                if rank not in self._told and pid is not None and unusual_state(pid) is None:
-                    self._tell(rank)
+            self._tell([rank for rank in silent if self._is_running(rank)])
 
-    def _tell(self, rank: int) -> None:
-        self._told.add(rank)
-        line = self._last_line(rank)
-        seen = f" (seen last at {line})" if line else ""
-        self._notify(
-            f"rank {rank} is in C code that lets no other thread run{seen}; it can be interrupted when that ends. "
-            "Its stack:"
-        )
-        self._send_signal(rank, STACK_SIGNAL)
+    def _is_running(self, rank: int) -> bool:
+        pid = self._pid_of(rank)
+        return pid is not None and unusual_state(pid) is None
+
+    def _tell(self, ranks: Iterable[int]) -> None:
+        lines: dict[str, list[int]] = {}
+        for rank in ranks:
+            if rank not in self._told:
+                lines.setdefault(self._last_line(rank), []).append(rank)
+        for line, same in lines.items():
+            seen = f" (seen last at {line})" if line else ""
+            what = f"is in C code that lets no other thread run{seen}, or waiting for a processor"
+            self._notify(f"{ranks_do(same, what)}; interrupts wait for that to end. Stack:")
+            for rank in same:
+                self._send_signal(rank, STACK_SIGNAL)
+        self._told.update(*lines.values())

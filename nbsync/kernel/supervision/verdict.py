@@ -50,6 +50,8 @@ def judge(run: Run, common: Common) -> BaseException | None:
         return Interrupted(others_in_lines(run, failures))
     if failures:  # only consequences: of something outside this run
         return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
+    if run.abandoned:
+        return RunTimeout("\n".join(["the run was given up", *others_in_lines(run, failures)]))
     return None
 
 
@@ -112,7 +114,11 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
     if run.sending:
         lines.setdefault("still sending or receiving a large message", []).extend(run.sending)
     elif run.abandoned:
-        lines.setdefault("still running, and ignoring the interrupts", []).extend(run.pending)
+        for rank in run.pending:
+            silent = "raised an error, but did not tell which in time"
+            lines.setdefault(silent if rank in run.raised else "still running, and ignoring the interrupts", []).append(
+                rank
+            )
     return [f"{describe_ranks(ranks)}: {text}" for text, ranks in lines.items() if ranks]
 
 
