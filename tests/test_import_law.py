@@ -88,10 +88,12 @@ def test_kernel_imports_the_worker_only_by_its_entry_point(path: Path) -> None:
 
 @pytest.mark.parametrize("path", **_ids([path for path in MODULES if not _place(path).startswith("notebook/")]))
 def test_only_notebook_knows_the_front_end(path: Path) -> None:
-    """IPython and ipywidgets are imported by `notebook` alone, but for the shell and the bars of a worker."""
-    allowed = {"worker/shell.py": ("IPython.core",), "worker/libraries/bars.py": ("tqdm.notebook",)}.get(
-        _place(path), ()
-    )
+    """IPython and ipywidgets are imported by `notebook` alone, but for a worker's shell, tracebacks and bars."""
+    allowed = {
+        "worker/shell.py": ("IPython.core",),
+        "worker/tracebacks.py": ("IPython.core",),
+        "worker/libraries/bars.py": ("tqdm.notebook",),
+    }.get(_place(path), ())
     front_end = [m for m, _ in _imports(path) if _within(m, "IPython", "ipywidgets", "ipykernel", "tqdm.notebook")]
     assert not [m for m in front_end if not _within(m, *allowed)]
 

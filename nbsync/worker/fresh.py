@@ -27,8 +27,8 @@ def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kern
     for fd in (luggage, channel, stdout, stderr):  # not for the programs that the user's code starts
         os.set_inheritable(fd, False)
     from nbsync.worker import main as worker
-    from nbsync.worker.ahead import load_tracebacks
     from nbsync.worker.arrival import look_up, make_main_module, tell_on, unpack_all
+    from nbsync.worker.tracebacks import load_tracebacks
 
     shell = make_main_module()
     load_tracebacks()

@@ -37,7 +37,6 @@ from nbsync.protocol.messages import (
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
 from nbsync.worker import process
-from nbsync.worker.ahead import load_tracebacks
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
@@ -63,6 +62,7 @@ from nbsync.worker.shell import CellOutcome, WorkerShell
 from nbsync.worker.shortage import give_back
 from nbsync.worker.streams import Streams
 from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
+from nbsync.worker.tracebacks import load_tracebacks
 
 
 def before_forks() -> None:

@@ -25,6 +25,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from nbsync.protocol.messages import ClearOutput, Display, Source
+from nbsync.worker.tracebacks import note_modules
 
 Bundle = tuple[dict[str, Any], dict[str, Any]]
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
@@ -112,6 +113,7 @@ class WorkerShell:
         trace = error.__traceback__
         for _ in range(skip):
             trace = trace.tb_next if trace is not None else None
+        note_modules(trace)
         return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 
     def forget(self) -> None:
@@ -137,6 +139,8 @@ class WorkerShell:
         if self._ends_cell and isinstance(error, _GROUP):  # IPython would print it, and hand over nothing
             self._traceback = traceback.format_exception(type(error), error, error.__traceback__)
             return
+        if error is not None:
+            note_modules(error.__traceback__)
         self._render_and_show(exc_tuple, *args, **kwargs)
 
     def _keep_traceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:

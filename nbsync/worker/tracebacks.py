@@ -1,7 +1,7 @@
-"""What a rank's first error would have to wait for, done before the ranks start: once, where they are forked.
+"""What keeps IPython from rendering a traceback at once, while others wait for the error.
 
-IPython loads what it renders tracebacks with at the first of them. That takes 30 to 140 ms of processor time, on each
-rank again, in which an error that has happened is not shown.
+It loads what it renders with at the first one: 30 to 140 ms of processor time, on each rank again. That is done before
+the ranks start: once, where they are forked.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import traceback
 from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -36,3 +38,11 @@ def _renderer() -> Any:
     if not InteractiveShell.initialized():
         return AutoFormattedTB(mode="Context")
     return copy.copy(InteractiveShell.instance().InteractiveTB)  # its own remembers the user's last error
+
+
+def note_modules(trace: TracebackType | None) -> None:
+    """A cell's file is no module's: to find that, `inspect` would look through all modules, several times a frame."""
+    for frame, _ in traceback.walk_tb(trace):
+        name = frame.f_globals.get("__name__")
+        if isinstance(name, str) and name in sys.modules:
+            inspect.modulesbyfile.setdefault(frame.f_code.co_filename, name)
