@@ -1,4 +1,4 @@
-"""Rows 10 to 15: ranks that do not fit together, and a rank that does not move. The world says who waits for whom."""
+"""Rows 11 to 15: ranks that wait for each other, and a rank that does not move. The world says who waits for whom."""
 
 from __future__ import annotations
 
@@ -14,181 +14,6 @@ from notebooks import Notebook, poll
 
 SIZES = [2, 4, 8]
 _MODEL = "from torch.nn.parallel import DistributedDataParallel as DDP\nmodel = DDP(torch.nn.Linear(4, 4))"
-
-
-@pytest.mark.parametrize(
-    ("fault", "first", "second"),
-    [
-        ("mismatched_shapes", "all_reduce (2,) float32 sum", "all_reduce (3,) float32 sum"),
-        ("mismatched_types", "all_reduce (2,) float32 sum", "all_reduce (2,) float64 sum"),
-        ("mismatched_reductions", "all_reduce (2,) float32 sum", "all_reduce (2,) float32 max"),
-        ("mismatched_operations", "all_reduce (2,) float32 sum", "broadcast (2,) float32 root 1"),
-    ],
-)
-def test_row_10_mismatch(pair: Ranks, fault: str, first: str, second: str) -> None:
-    """Both sides' operation, shape, type and line are told; nobody crashes, hangs or goes on with a wrong number."""
-    outcome = pair.run(f"wrong = False\ninject.{fault}()\nwrong = True")
-    error = outcome.failed("CollectiveMismatch")
-    assert f"rank 0: {first} at Cell In[{outcome.number}], line 3" in error.evalue
-    assert f"rank 1: {second} at Cell In[{outcome.number}], line 3" in error.evalue
-    assert error.evalue.startswith("ranks 0-1: CollectiveMismatch")
-    assert pair.run("wrong").ok().texts == ["[0-1] False"]
-    pair.assert_whole()
-
-
-@pytest.mark.parametrize("size", SIZES[1:])
-def test_row_10_many_ranks(world_of: Worlds, size: int) -> None:
-    """The odd one out can be seen in the list of ranks, in which equal ones share a line."""
-    ranks = world_of(size)
-    error = ranks.fail("inject.mismatched_shapes(rank=2)", "CollectiveMismatch")
-    assert "rank 2: all_reduce (3,)" in error.evalue
-    ranks.assert_whole()
-
-
-_UNCOMPARED = [
-    ("dist.send(torch.ones({b}), 1) if rank == 0 else dist.recv(torch.ones({a}), 0) if rank == 1 else 0", "{b}", "{a}"),
-    ("dist.all_reduce(torch.ones({a} if rank else {b}), async_op=True).wait()", "{b}", "{a}"),
-    ("dist.broadcast(torch.ones({a} if rank else {b}), 0, async_op=True).wait()", "{b}", "{a}"),
-    (
-        "dist.all_gather([torch.ones({a} + rank)] * world_size, torch.ones({a} + rank), async_op=True).wait()",
-        "{a}",
-        "{c}",
-    ),
-]
-
-
-@pytest.mark.parametrize("size", SIZES[:2])
-@pytest.mark.parametrize("numbers", [(10, 1000), (1000, 10), (300_000, 3_000_000), (3_000_000, 300_000)])
-@pytest.mark.parametrize(("cell", "first", "second"), _UNCOMPARED)
-def test_row_10_not_compared_before(
-    world_of: Worlds, size: int, numbers: tuple[int, int], cell: str, first: str, second: str
-) -> None:
-    """Where nobody waits for the others to compare first, too much is an error, too little no wrong number."""
-    ranks, (a, b) = world_of(size), numbers
-    cell, first, second = (text.format(a=a, b=b, c=a + 1) for text in (cell, first, second))
-    outcome = ranks.run(cell)
-    error = outcome.failed("CollectiveMismatch")
-    for number in (first, second):
-        assert re.search(
-            rf"ranks? \S+: \w+ \({number},\) float32.* at Cell In\[{outcome.number}\], line 2", error.evalue
-        )
-    ranks.assert_whole()
-
-
-def test_row_10_messages_are_known_by_their_order(pair: Ranks) -> None:
-    """Each of several messages under way is compared with the one that it is, also one that a thread has sent."""
-    cell = """
-    import threading
-    sizes = [3, 5, 7]
-    if rank == 0:
-        work = [dist.isend(torch.ones(size), 1, tag=size) for size in sizes]
-        threading.Thread(target=dist.send, args=(torch.ones(2), 1)).start()
-        for each in work: each.wait()
-        dist.send(torch.ones(4), 1)
-    else:
-        received = [torch.zeros(size) for size in (2, *reversed(sizes), 4)]
-        for each in received: dist.recv(each, 0, tag=each.numel() if each.numel() % 2 else 0)
-        assert all(each.sum() == each.numel() for each in received)
-    """
-    pair.run("if True:\n" + cell).ok()
-    refused = "    try: dist.broadcast(torch.ones(1), 5, async_op=True)\n    except RuntimeError: print('refused')"
-    outcome = pair.run(f"if rank:\n{refused}\ndist.all_reduce(torch.ones(1), async_op=True).wait()").ok()
-    assert outcome.stdout == "[1] refused\n"
-    pair.run("dist.send(torch.ones(9), 1) if rank == 0 else dist.recv(torch.ones(9))").ok()
-    pair.run("for size in (3, 4): dist.send(torch.ones(size), 1) if rank == 0 else dist.recv(torch.ones(size), 0)").ok()
-    pair.fail("if rank == 0: inject.raise_error('row 10')\ndist.barrier()", "ValueError")  # a new life
-    pair.run("dist.send(torch.ones(2, 3), 1) if rank == 0 else dist.recv(torch.ones(6), 0)").ok()
-    error = pair.fail("dist.send(torch.ones(6).int(), 1) if rank == 0 else dist.recv(torch.ones(6), 0)")
-    assert "rank 0: send (6,) int32" in error.evalue
-    pair.assert_whole()
-
-
-def test_row_10_what_is_right_is_let_through(pair: Ranks) -> None:
-    """Other shapes of as many elements, operations begun before a heal, and torch's own ways to call."""
-    pair.run("dist.broadcast(torch.ones(2, 3) if rank else torch.ones(6), 0, async_op=True).wait()").ok()
-    pair.run("early = dist.all_reduce(torch.ones(7), async_op=True)").ok()
-    pair.fail("if rank == 0: inject.raise_error('row 10')\ndist.barrier()", "ValueError")
-    pair.run("dist.all_reduce(torch.ones(5), async_op=True).wait(); early.wait()").ok()
-    pair.run(
-        "group = dist.group.WORLD\nt = torch.ones(3)\ngroup.allreduce(tensors=[t]).wait()\n"
-        "(group.send([t], dstRank=1, tag=2) if rank == 0 else group.recv([t], srcRank=0, tag=2)).wait()"
-    ).ok()
-    pair.assert_whole()
-
-
-def test_row_10_uneven_inputs(pair: Ranks) -> None:
-    """In torch's `Join` a rank without data answers for the others: it blocks where they do not."""
-    cell = f"{_MODEL}\nwith model.join():\n    for _ in range(2 + 3 * rank): model(torch.ones(1, 4)).sum().backward()"
-    pair.run(cell).ok()
-    same = "t = model.module.weight.detach().clone(); dist.broadcast(t, 0); torch.equal(t, model.module.weight)"
-    assert pair.run(same).ok().texts == ["[0-1] True"]
-    pair.assert_whole()
-
-
-def test_row_10_the_line_is_that_of_this_run(pair: Ranks) -> None:
-    """The same cell, run again, is told by its new number."""
-    for cell in ("dist.all_reduce(torch.ones(1 + rank))", _UNCOMPARED[0][0].format(a=3, b=4)):
-        for _ in range(2):
-            outcome = pair.run(cell)
-            assert outcome.failed("CollectiveMismatch").evalue.count(f"at Cell In[{outcome.number}], line 2") == 2
-
-
-_DROPPED = """
-import threading
-from nbsync.worker.groups import uncaught
-came, thrown = threading.Event(), uncaught._thrown
-def slowly(memory):
-    came.set()
-    time.sleep(0.1)
-    return thrown(memory)
-if rank == 0: dist.send(torch.ones(1000), 1)
-else:
-    uncaught._thrown = slowly
-    work = dist.irecv(torch.ones(10), 0)
-    came.wait(10)
-    del work
-    uncaught._thrown = thrown
-"""
-
-
-def test_row_10_nobody_waits_for_what_is_too_long(pair: Ranks) -> None:
-    """Also a rank that drops the operation while its end is being seen to goes on."""
-    for _ in range(2):
-        pair.run(_DROPPED).ok()
-        pair.assert_whole()
-
-
-@pytest.mark.parametrize("size", SIZES[:2])
-def test_row_10_comparing_is_off(fresh_notebook: Notebook, size: int) -> None:
-    """What gloo ends processes for is an error all the same, as often as it happens."""
-    fresh_notebook.run(f"import nbsync\nsession = nbsync.Session({size}, compare_collectives=False)", GUARD).ok()
-    ranks = Ranks(fresh_notebook, size)
-    ranks.mark()
-    for _ in range(3):
-        for cell in ("dist.all_reduce(torch.ones(9 + 99 * rank))", _UNCOMPARED[0][0].format(a=9, b=99)):
-            assert "expected: the ranks are not in the same operation" in ranks.fail(cell, "CollectiveMismatch").evalue
-            ranks.assert_whole()
-
-
-def test_row_10_other_order(pair: Ranks) -> None:
-    """Two collectives in another order are told with the lines of both."""
-    cell = (
-        "t = torch.ones(1)\nif rank == 0:\n    dist.all_reduce(t)\n    dist.barrier()\n"
-        "else:\n    dist.barrier()\n    dist.all_reduce(t)"
-    )
-    outcome = pair.run(cell)
-    error = outcome.failed("CollectiveMismatch")
-    assert re.search(rf"rank 0: all_reduce .* at Cell In\[{outcome.number}\], line 4", error.evalue)
-    assert re.search(rf"rank 1: barrier at Cell In\[{outcome.number}\], line 7", error.evalue)
-    pair.assert_whole()
-
-
-def test_row_10_different_barriers(pair: Ranks) -> None:
-    """Ranks that are in barriers of different names are both named."""
-    error = pair.fail("world.wait_for_everyone('start' if rank else 'end')")
-    assert "start" in error.evalue
-    assert "end" in error.evalue
-    pair.assert_whole()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -484,6 +309,22 @@ def test_row_15_what_was_begun_earlier(pair: Ranks, cell: str, told: str) -> Non
     outcome = pair.run(cell)
     error = outcome.failed("Deadlock")
     assert re.search(rf"{told} at Cell In\[{outcome.number}\], line 2", error.evalue), error.evalue
+    pair.assert_whole()
+
+
+def test_row_15_nobody_keeps_the_work_of_a_message(pair: Ranks) -> None:
+    """A message whose `Work` is dropped at once arrives all the same, and blocks nothing that comes after it."""
+    cell = """t = torch.zeros(3)
+if rank == 0: dist.irecv(t, 1)
+dist.barrier()
+if rank == 1: dist.send(torch.ones(3), 0)
+big = torch.full((3_000_000,), float(rank))
+if rank == 1: dist.isend(big, 0)
+dist.barrier()
+if rank == 0: dist.recv(big, 1)
+dist.barrier()
+t.tolist() if rank == 0 else None, big[-1].item()"""
+    assert pair.run(cell).ok().texts == ["[0] ([1.0, 1.0, 1.0], 1.0)", "[1] (None, 1.0)"]
     pair.assert_whole()
 
 

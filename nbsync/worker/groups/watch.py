@@ -17,9 +17,9 @@ from __future__ import annotations
 import sys
 import threading
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -49,6 +49,7 @@ c10d: Any = distributed_c10d  # much of what is used here is private to torch, a
 _CPU = torch.device("cpu")
 _SHORT = 200  # characters of what an operation is, besides its line
 _NEAR = 8  # frames from a method of `ProcessGroup` to who wants it, within torch
+_HELD = 64  # messages that nobody has waited for
 _MESSAGES = {"send": ("tensors", "dstRank", "tag"), "recv": ("tensors", "srcRank", "tag")}
 
 
@@ -102,6 +103,8 @@ class CollectiveWatch:
         self._messages: Counter[str] = Counter()  # from one rank to another
         self._from_anybody: set[str] = set()  # groups in which it is not known which message is which
         self._begun: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()  # by their `Work`
+        # A message whose `Work` is dropped before it has flowed would block what comes after it on its connection.
+        self._held: deque[Any] = deque(maxlen=_HELD)
         self._comparison = Comparison()
         self._main = threading.get_ident()
 
@@ -118,8 +121,8 @@ class CollectiveWatch:
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
         self.current = None
-        for counted in (self._numbers, self._messages, self._from_anybody, self._begun):
-            counted.clear()
+        for known in (self._numbers, self._messages, self._from_anybody, self._begun, self._held):
+            known.clear()
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives were begun in each group: equal on all ranks, or the groups must begin a new life."""
@@ -161,7 +164,7 @@ class CollectiveWatch:
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             given = dict(zip(names, args, strict=False), **kwargs)
             if set(given) != set(names) or not self._compares or group not in c10d._world.pg_group_ranks:
-                return original(group, *args, **kwargs)
+                return self._hold(original(group, *args, **kwargs))
             tensors, peer, tag = (given[name] for name in names)
             ends = (group.rank(), peer) if method == "send" else (peer, group.rank())
             way = f"{group.group_name}/{ends[0]}>{ends[1]}:{tag}"
@@ -170,7 +173,7 @@ class CollectiveWatch:
                 key = f"{way}/{self._messages[way]}"
                 told = " ".join([method, *describe_tensors(tensors)])
                 must = self._note(key, " ".join(measure_tensors(tensors)), told)
-                work = original(group, *args, **kwargs)
+                work = self._hold(original(group, *args, **kwargs))
                 if method == "send" or group.group_name in self._from_anybody:  # whoever receives compares
                     return work
                 ranks = _ranks_of(group)
@@ -181,7 +184,7 @@ class CollectiveWatch:
     def _message_from_anybody(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             self._from_anybody.add(group.group_name)
-            return original(group, *args, **kwargs)
+            return self._hold(original(group, *args, **kwargs))
 
         return call
 
@@ -190,6 +193,8 @@ class CollectiveWatch:
             if self.current is not None or threading.get_ident() != self._main:
                 return original(work, *args, **kwargs)
             begun = self._begun.pop(work, _UNKNOWN)
+            with suppress(ValueError):  # not a message, or an old one
+                self._held.remove(work)
             try:
                 with self._waiting_for(begun.collective):
                     done = original(work, *args, **kwargs)
@@ -225,6 +230,12 @@ class CollectiveWatch:
         checksum = f"{zlib.crc32(must.encode()):x}"
         self.ledger.note(key, Entry(checksum, f"{told[:_SHORT]} at {line_of(sys._getframe())}"))
         return checksum
+
+    def _hold(self, work: Any) -> Any:
+        """Keep the `Work` of a message until somebody has waited for it."""
+        if work is not None:
+            self._held.append(work)
+        return work
 
     def _keep(self, work: Any, begun: _Begun) -> Any:
         if work is not None:
