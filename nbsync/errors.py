@@ -46,9 +46,6 @@ __all__ = [
 ]
 
 
-_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
-
-
 class NbsyncError(Exception):
     """The base of all errors of nbsync."""
 
@@ -232,6 +229,9 @@ class WorkerDied(WorkerError):
 def describe_ranks(ranks: Sequence[int]) -> str:
     """`rank 1`, `ranks 0-3`, `ranks 0,2-3`."""
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
+
+
+_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
 
 
 def ranks_do(ranks: Sequence[int], what: str) -> str:

@@ -46,7 +46,8 @@ class Session:
         refill: bring a rank whose process has ended back at the end of the cell, or before the next one, as a fresh
             copy of the notebook.
         compare_collectives: let the ranks compare shapes, types and operations before each blocking collective, so
-            that a difference is an error on all of them instead of a crash, a hang or a wrong number.
+            that a difference is an error on all of them instead of a crash, a hang or a wrong number. What does
+            not block (`async_op=True`), and `send` and `recv`, are compared when they have been waited for.
         progress: show bars and barriers live; without it, bars are the ranks' text.
         seed: makes the ranks' random states (random, numpy, torch) reproducible; they differ by rank.
 

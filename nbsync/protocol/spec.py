@@ -34,7 +34,7 @@ class WorkerSpec:
         backend: of the process group: "gloo", "nccl", or "cpu:gloo,cuda:nccl".
         init_group: create the process group before the first request (sessions), or leave that to the function
             (launched functions, which may call `dist.init_process_group()` or build an `Accelerator` themselves).
-        compare_collectives: let the ranks compare what they are about to do before each blocking collective.
+        compare_collectives: let the ranks compare blocking collectives before, other operations after them.
         threads: how many threads torch and BLAS may use.
         numa: bind the process to the processors near its GPU: a name of torch's AffinityMode, or None.
         seed: base of this world's random states; every rank adds its own number.

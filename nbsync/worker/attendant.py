@@ -25,6 +25,7 @@ from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.protocol.spec import ASYNCHRONOUS
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
+from nbsync.worker.groups.operations import Collective, Message
 from nbsync.worker.groups.stillness import Stillness
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
@@ -165,7 +166,7 @@ class Attendant:
         return collective_in(self._main_stack()) not in (None, ASYNCHRONOUS)
 
     def _waits_for(self, dead: int | None) -> bool:
-        """Whether the main thread is in a collective with a rank that is no more: what flows in it flows in vain."""
+        """Whether the main thread is in an operation with a rank that is no more: what flows in it flows in vain."""
         current = self._watch.current
         return current is not None and dead in current.ranks
 
@@ -191,14 +192,18 @@ class Attendant:
         frame = sys._current_frames().get(self._main or 0)
         frames = walk_stack(frame)
         current = self._watch.current
+        collective = current if isinstance(current, Collective) else None
+        name, peer = collective.name if collective else collective_in(frames), peer_in(frame)
+        if name == ASYNCHRONOUS and isinstance(current, Message):
+            name, peer = current
         return Where(
             ticket,
             self._interrupts.run,
             users_line(frames),
-            current.name if current else collective_in(frames),
-            current.number if current else None,
-            current.ranks if current else (),
-            peer_in(frame),
+            name,
+            collective.number if collective else None,
+            collective.ranks if collective else (),
+            peer,
             time.process_time(),
             self.memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),

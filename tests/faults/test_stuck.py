@@ -300,8 +300,8 @@ def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
             "dist.all_reduce(torch.ones(1), async_op=True).wait() if rank == 0 else None",
             r"rank 0 waits in all_reduce #\d+",
         ),
-        ("dist.irecv(torch.ones(1), src=1).wait() if rank == 0 else None", "rank 0 waits in an asynchronous operation"),
-        ("dist.irecv(torch.ones(1), src=1 - rank).wait()", "ranks 0-1 wait in an asynchronous operation"),
+        ("dist.irecv(torch.ones(1), src=1).wait() if rank == 0 else None", "rank 0 waits in irecv for rank 1"),
+        ("dist.irecv(torch.ones(1), src=1 - rank).wait()", "rank 0 waits in irecv for rank 1"),
     ],
 )
 def test_row_15_what_was_begun_earlier(pair: Ranks, cell: str, told: str) -> None:

@@ -28,7 +28,7 @@ class Plan:
         numa: how workers are bound to the processors near their GPU; None for not at all.
         init_group: whether workers create the process group at start.
         is_one_run: the session ends with its only run, so that what the user was told of must outlive it.
-        compare_collectives: let ranks compare what they are about to do before each blocking collective.
+        compare_collectives: let ranks compare blocking collectives before, other operations after them.
         refill: bring a rank back at once when its process has ended.
         seed: base of the random states; drawn when None.
         progress: show bars and barriers live, where the front end can.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,28 @@ _PYTHON_NAMES = {
     "reduce_scatter_single": "reduce_scatter_tensor",
     "alltoall": "all_to_all",
 }
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective that this process waits for: its name, its group, and its number in that group."""
+
+    name: str
+    group: str
+    ranks: tuple[int, ...]
+    number: int
+
+
+class Message(NamedTuple):
+    """A message that this process waits for: `irecv` or `isend`, and the rank at its other end."""
+
+    name: str
+    peer: int
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Whom this process waits for."""
+        return (self.peer,)
 
 
 def python_name(method: str) -> str:

@@ -35,6 +35,8 @@ from nbsync.worker.groups.comparison import Comparison, tell_difference
 from nbsync.worker.groups.ledger import Entry, Ledger
 from nbsync.worker.groups.operations import (
     COLLECTIVES,
+    Collective,
+    Message,
     describe,
     describe_loosely,
     describe_tensors,
@@ -54,27 +56,17 @@ _MESSAGES = {"send": ("tensors", "dstRank", "tag"), "recv": ("tensors", "srcRank
 
 
 @dataclass(frozen=True)
-class Collective:
-    """A collective that this process waits for: its name, its group, and its number in that group."""
-
-    name: str
-    group: str
-    ranks: tuple[int, ...]
-    number: int
-
-
-@dataclass(frozen=True)
 class _Begun:
     """What this process has begun.
 
     Attributes:
-        collective: None for a message.
+        what: None if that is not known.
         ranks: whom it concerns.
         key: by which they know it.
         must: what they must have noted of it too; None if that is not compared.
     """
 
-    collective: Collective | None
+    what: Collective | Message | None
     ranks: tuple[int, ...]
     key: str
     must: str | None
@@ -91,12 +83,12 @@ class CollectiveWatch:
         shield: a context whose lines no interrupt cuts in two.
 
     Attributes:
-        current: the collective that the main thread waits for; read by the helper thread.
+        current: what the main thread waits for, a collective or a message; read by the helper thread.
         ledger: where the ranks note what they begin, if there is such a place.
     """
 
     def __init__(self, compare: bool, shield: Callable[[], AbstractContextManager[None]]) -> None:
-        self.current: Collective | None = None
+        self.current: Collective | Message | None = None
         self.ledger: Ledger | None = None
         self._compares, self._shield = compare, shield
         self._numbers: Counter[str] = Counter()  # of a group's collectives
@@ -175,9 +167,10 @@ class CollectiveWatch:
                 must = self._note(key, " ".join(measure_tensors(tensors)), told)
                 work = self._hold(original(group, *args, **kwargs))
                 if method == "send" or group.group_name in self._from_anybody:  # whoever receives compares
-                    return work
+                    must = None
                 ranks = _ranks_of(group)
-                return self._keep(work, _Begun(None, (ranks[peer], ranks[group.rank()]), key, must))
+                what = Message(f"i{method}", ranks[peer])
+                return self._keep(work, _Begun(what, (ranks[peer], ranks[group.rank()]), key, must))
 
         return call
 
@@ -196,7 +189,7 @@ class CollectiveWatch:
             with suppress(ValueError):  # not a message, or an old one
                 self._held.remove(work)
             try:
-                with self._waiting_for(begun.collective):
+                with self._waiting_for(begun.what):
                     done = original(work, *args, **kwargs)
             except CollectiveMismatch:
                 self._check(begun)  # which can say more
