@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from keyword import iskeyword
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, StartError, describe_ranks
+from nbsync.errors import NoSession, RankBusy, StartError, UsageError, describe_ranks
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
@@ -35,6 +36,22 @@ def choose(fleet: Fleet, ranks: Ranks) -> tuple[int, ...]:
     if not isinstance(ranks, str):
         ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
     return parse_ranks(ranks, fleet.size)
+
+
+def checked_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables by their names.
+
+    Raises:
+        UsageError: a name is none that a variable can have.
+    """
+    wrong = values if not isinstance(values, Mapping) else next((n for n in values if not _is_name(n)), None)
+    if wrong is not None:
+        raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong!r}")
+    return dict(values)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and not iskeyword(name)
 
 
 def ask(

@@ -10,7 +10,7 @@ from typing import Any
 from nbsync.errors import UsageError
 from nbsync.kernel import current
 from nbsync.kernel.aftermath import take_note
-from nbsync.kernel.ask import Ranks, ask, ask_for_values, choose, raise_for
+from nbsync.kernel.ask import Ranks, ask, ask_for_values, checked_variables, choose, raise_for
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.results import show_results
@@ -226,10 +226,11 @@ class Session:
             ranks: which ranks, as `run_cell`.
 
         Raises:
+            UsageError: a name is none that a variable can have.
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
-        fleet = self._fleet
-        packed, sources = pack(dict(values), fleet.common), sources_of(values.values())
+        fleet, variables = self._fleet, checked_variables(values)
+        packed, sources = pack(variables, fleet.common), sources_of(variables.values())
         raise_for(fleet, ask(fleet, lambda n: Push(n, packed, sources), ranks, make_sink(), note="receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
@@ -241,8 +242,10 @@ class Session:
         Raises:
             TransferError: a value cannot be sent. WorkerError: e.g. a NameError on a rank.
         """
-        if not expressions:
-            raise UsageError("pull needs at least one name, e.g. session.pull('loss')")
+        if not expressions or not all(isinstance(each, str) for each in expressions):
+            raise UsageError(
+                f"pull needs at least one name, each a string, e.g. session.pull('loss'), got {expressions}"
+            )
         values = ask_for_values(self._fleet, lambda n: Pull(n, expressions), ranks, note="sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 

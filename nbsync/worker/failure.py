@@ -27,21 +27,21 @@ def describe(
     error: BaseException,
     rendered: Sequence[str],
     *,
+    follows: bool,
     interrupted: bool = False,
-    released: bool = False,
     doing: str = "",
 ) -> Failure:
     """Describe `error` for the kernel.
 
     Args:
         rendered: its traceback as IPython shows it.
+        follows: it only follows from others, as `follows_from_others` told when it was raised: since then this rank
+            may have been released for its own failure.
         interrupted: an interrupt was asked for in this run.
-        released: this rank's collectives were broken on purpose in this run.
         doing: what the rank was doing with a value, outside the user's own lines.
     """
     frames = list(walk_traceback(error.__traceback__))
     before = _frames_before(error)
-    follows = follows_from_others(error, released=released)
     return Failure(
         module=type(error).__module__,
         type_name=type(error).__qualname__,
@@ -58,12 +58,17 @@ def describe(
 
 
 def follows_from_others(error: BaseException, *, released: bool) -> bool:
-    """Whether `error` only says that a peer failed or that the connection to it was cut."""
+    """Whether `error` only says that a peer failed or that the connection to it was cut.
+
+    Args:
+        released: this rank's collectives were broken on purpose in this run.
+    """
     if isinstance(error, MainProcessFailed | StoreWaitEnded):
         return True
     if not _says_peer_gone(error):
         return False
-    return released or collective_in(walk_traceback(error.__traceback__)) is not None
+    is_users = isinstance(error, ConnectionError)  # torch raises no such one: it may come from any other connection
+    return (released and not is_users) or collective_in(walk_traceback(error.__traceback__)) is not None
 
 
 def _frames_before(error: BaseException) -> list[tuple[CodeType, int]]:

@@ -98,7 +98,8 @@ class Interrupts:
 
     @contextmanager
     def open(self, run: int) -> Iterator[None]:
-        """The lines inside may be interrupted."""
+        """The lines inside may be interrupted, whatever an earlier cell has made of SIGINT: as in the notebook."""
+        signal.signal(signal.SIGINT, self._handle)
         self.run, self._pending, self._opened = run, False, time.monotonic()
         self._raised_at = self._insisted_at = float("-inf")
         try:

@@ -65,6 +65,16 @@ from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
 from nbsync.worker.tracebacks import load_tracebacks
 
 
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call it; to exit with code 0 is to return nothing, as for a program."""
+    try:
+        return function(*args, **kwargs)
+    except SystemExit as end:
+        if end.code:
+            raise
+        return None
+
+
 def before_forks() -> None:
     """In the process that is about to fork workers: what need not be done in each of them."""
     look_for_pools()
@@ -143,6 +153,7 @@ class Worker:
         self.recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
         self.recorder.install()
         self.shell = WorkerShell(self._post, self._on_error, self.recorder.note)
+        self._follows = False  # the error at hand only follows from another rank's
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -170,7 +181,7 @@ class Worker:
         try:
             step()
         except Exception as error:  # it must reach the user, whatever it is
-            return describe(error, self.shell.render(error))
+            return describe(error, self.shell.render(error), follows=follows_from_others(error, released=False))
         return None
 
     def _settle(self) -> None:
@@ -217,6 +228,7 @@ class Worker:
         failure: Failure | None = None
         self.feed.begin(isinstance(request, Work) and request.show_bars)
         self.recorder.doing = ""
+        self._follows = False
         try:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
@@ -233,7 +245,7 @@ class Worker:
             failure,
             outcome.result,
             value,
-            group_broken=self.groups.are_broken,
+            group_broken=self.groups.are_broken or (failure is not None and self.groups.left_models_unfinished),
             sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
             memory=memory,
         )
@@ -249,7 +261,7 @@ class Worker:
             case RunCall(_, call, sources):
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
-                value = function(*args, **kwargs)
+                value = _call(function, args, kwargs)
                 with self.recorder.pickling("what the call returned", [value]):
                     return CellOutcome(), pack(value)
             case Push(_, values, sources):
@@ -287,7 +299,7 @@ class Worker:
     def _on_error(self, error: BaseException, run: int | None = None) -> bool:
         explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
-        follows = follows_from_others(error, released=self.attendant.was_released(run))
+        self._follows = follows = follows_from_others(error, released=self.attendant.was_released(run))
         if isinstance(error, NbsyncError) and not follows:  # its message says all; under the user's line it is ours
             end_at_users_line(error)
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
@@ -302,7 +314,7 @@ class Worker:
         return describe(
             outcome.error,
             outcome.traceback,
+            follows=self._follows,
             interrupted=self.interrupts.was_asked(run),
-            released=self.attendant.was_released(run),
             doing=self.recorder.doing,
         )

@@ -71,6 +71,7 @@ class WorkerShell:
         shell.showtraceback = self._show_traceback
         shell._showtraceback = self._keep_traceback
         _tell_statements(shell, on_statement)
+        shell.set_hook("show_in_pager", _print_page, 0)
         shell.set_next_input = lambda *args, **kwargs: None
         shell.ask_exit = _refuse_exit
         warnings.filterwarnings("ignore", "To exit: use")  # advice for a terminal, at a `SystemExit`
@@ -285,6 +286,11 @@ def _cut_line_to_front_end(shell: Any) -> None:
 def _use_own_event_loop() -> None:
     """Top-level await needs a loop of this process: the inherited one belongs to the kernel's main thread."""
     asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+def _print_page(shell: Any, page: Any, start: int = 0, screen_lines: int = 0, pager_cmd: Any = None) -> None:
+    """What `name?` tells would open a pager in the front end."""
+    print(page["text/plain"] if isinstance(page, dict) else page)
 
 
 def _refuse_input(*args: Any, **kwargs: Any) -> str:

@@ -84,8 +84,14 @@ class Streams:
         return any(file is stream for stream in (self.out, self.err, *self._inherited))
 
     def flush(self) -> None:
-        for stream in (self.out, self.err):
-            if not stream.closed:
+        for stream, fd in zip((self.out, self.err), self._fds, strict=True):
+            if stream.closed:
+                continue
+            try:
+                os.fstat(stream.fileno())
+                stream.flush()
+            except OSError:  # the user closed the descriptor, or turned it to what takes no more: here again, then
+                os.dup2(fd, stream.fileno())
                 stream.flush()
 
     def _turn(self, stream: _RankStream) -> None:

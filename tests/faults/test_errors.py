@@ -122,3 +122,18 @@ def test_row_08_memory_is_given_back(pair: Ranks) -> None:
     (after,) = pair.notebook.run(f"%%on_rank 1\n{held}").ok().texts
     assert int(after.split()[-1]) < int(before.split()[-1]) + 60
     pair.assert_whole()
+
+
+def test_row_02_an_error_that_looks_like_a_lost_connection(pair: Ranks) -> None:
+    """A connection of the user's own may be lost: that is the error, also once the raising rank itself is released."""
+    lost = """def f(n):
+    if n == 0: raise ConnectionResetError(104, 'Connection reset by peer')
+    f(n - 1)
+if rank == 1: f(200)
+dist.barrier()"""
+    error = pair.fail(lost, "ConnectionResetError")
+    first, second = error.evalue.splitlines()
+    assert first.startswith("rank 1: ConnectionResetError")
+    assert second.startswith("rank 0: waited in barrier")
+    assert "Traceback" in error.traceback
+    pair.assert_whole()

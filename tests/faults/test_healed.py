@@ -7,6 +7,7 @@ import select
 import socket
 import time
 
+import pytest
 from worlds import GUARD, SETTLED, Ranks
 
 from nbsync.worker.groups.events import tell_once
@@ -42,6 +43,18 @@ def test_row_42_every_device_of_a_group_is_healed(pair: Ranks) -> None:
         "under = [dist.group.WORLD._get_backend(d) for d in dist.group.WORLD._device_types]\nlen(set(under))"
     )
     assert shown.ok().texts == ["[0-1] 1"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "name"), [("dist.all_reduce(t, async_op=True)", "all_reduce"), ("dist.irecv(t, 1)", "irecv")]
+)
+def test_row_42_what_was_under_way(pair: Ranks, begin: str, name: str) -> None:
+    """What a cell left unfinished, and a later one's failure has cut off, says so when it is waited for."""
+    pair.run(f"t = torch.ones(1)\nif rank == 0: work = {begin}").ok()
+    pair.fail("if rank == 1: inject.raise_error('row 42')\ndist.barrier()", "ValueError")
+    error = pair.fail("if rank == 0: work.wait()", "RuntimeError")
+    assert error.evalue.startswith(f"rank 0: RuntimeError: this {name} was cut off when a cell failed")
+    pair.assert_whole()
 
 
 def test_row_42_names_and_options_stay(pair: Ranks) -> None:

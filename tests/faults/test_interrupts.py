@@ -63,6 +63,14 @@ def test_row_18_wait(pair: Ranks, wait: str) -> None:
     pair.assert_whole()
 
 
+@pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN", "default_int_handler"])
+def test_row_18_handlers_last_for_a_cell(pair: Ranks, handler: str) -> None:
+    """As in the notebook itself, what a cell makes of SIGINT holds until its end: the next one can be interrupted."""
+    pair.run(f"signal.signal(signal.SIGINT, signal.{handler})").ok()
+    pair.interrupted("time.sleep(60)").failed("KeyboardInterrupt")
+    pair.assert_whole()
+
+
 def test_row_18_input(pair: Ranks) -> None:
     """A rank cannot ask for input: an error says so at once, instead of a wait that nobody answers."""
     error = pair.fail("input('name? ')", "RuntimeError")

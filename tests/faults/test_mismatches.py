@@ -123,6 +123,26 @@ def test_row_10_what_is_right_is_let_through(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+def test_row_10_threads_compare_too(pair: Ranks) -> None:
+    """Who takes part in a collective with a thread of its own compares like the others."""
+    cell = """import threading
+t = torch.ones(1)
+thread = threading.Thread(target=dist.all_reduce, args=(t,))
+thread.start() if rank else dist.all_reduce(t)
+if rank: thread.join()
+t.item()"""
+    assert pair.run(cell).ok().texts == ["[0-1] 2.0"]
+    pair.assert_whole()
+
+
+def test_row_10_on_another_default_device(pair: Ranks) -> None:
+    """What the ranks compare lies on the CPU, wherever the user's tensors are made."""
+    pair.run("with torch.device('meta'): dist.barrier()").ok()
+    error = pair.fail("with torch.device('meta'): dist.all_reduce(torch.ones(2 + rank, device='cpu'))")
+    assert "rank 1: all_reduce (3,) float32" in error.evalue
+    pair.assert_whole()
+
+
 def test_row_10_uneven_inputs(pair: Ranks) -> None:
     """In torch's `Join` a rank without data answers for the others: it blocks where they do not."""
     cell = f"{_MODEL}\nwith model.join():\n    for _ in range(2 + 3 * rank): model(torch.ones(1, 4)).sum().backward()"

@@ -323,6 +323,16 @@ def test_row_34_closed_stdio(pair: Ranks) -> None:
     pair.notebook.run("%nbsync restart").ok()
 
 
+@pytest.mark.parametrize("spoil", ["os.close(1)", "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"])
+def test_row_34_prints_to_closed_stdout(pair: Ranks, spoil: str) -> None:
+    """What is printed to a descriptor that takes nothing is an error in the cell; the rank lives on."""
+    pair.fail(f"import os; {spoil}\nif rank == 1: print('lost')\nelse: raise OSError", "OSError")
+    pair.assert_whole()
+    outcome = pair.run("os.dup2(2, 1)\nprint('still there')").ok()
+    assert outcome.stderr == "[0-1] still there\n"
+    pair.notebook.run("%nbsync restart").ok()
+
+
 def test_row_34_surroundings(pair: Ranks) -> None:
     """A changed folder and a closed umask do not keep a rank from anything, and are its own."""
     before = pair.notebook.run("import os; os.getcwd()").ok().texts

@@ -22,6 +22,7 @@ RESULTS = {
     "transformers_trainer": "1.0",
     "lightning_fabric": "True",
     "lightning_trainer": "(True, 3.0)",
+    "remote_calls": "1.0",
 }
 IMPORTS = """
 import datasets, lightning, torch, torchmetrics, transformers

@@ -575,6 +575,13 @@ def test_nothing_is_left_in_the_kernel(notebook: Notebook) -> None:
     assert [p for p in notebook.belongings().processes if p.pid != notebook.pid] == []
 
 
+def test_exit_codes() -> None:
+    """As in a program, 0 is no failure; the rank that exits with another one is the one that failed."""
+    assert notebook_launcher(lambda: sys.exit(0), (), 2) == [None, None]
+    with pytest.raises(nbsync.WorkerError, match="rank 1: SystemExit: 3"):
+        notebook_launcher(lambda: sys.exit(3 * _rank()), (), 2)
+
+
 def test_a_failure_ends_the_ranks_that_go_on() -> None:
     """A launch ends soon after one rank's error, also if the others compute for long; the error is that rank's."""
 

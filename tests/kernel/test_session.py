@@ -115,8 +115,12 @@ def test_push_and_pull(session: Session) -> None:
     assert session.pull("'only' in globals()") == [True, False]
     with pytest.raises(NameError, match="rank 1: NameError: name 'only'"):
         session.pull("only", ranks="last")
-    with pytest.raises(nbsync.UsageError, match="at least one name"):
-        session.pull()
+    for refused in ({1: 2}, {"a b": 1}, {"class": 1}, [1]):
+        with pytest.raises(nbsync.UsageError, match="by their names"):
+            session.push(refused)  # type: ignore[arg-type]
+    for expressions in ((), (5,)):
+        with pytest.raises(nbsync.UsageError, match="at least one name"):
+            session.pull(*expressions)  # type: ignore[arg-type]
     with pytest.raises(nbsync.TransferError):
         session.push({"fine": 1, "bad": (i for i in range(2))})
     assert session.pull("'fine' in globals()") == [False, False]
@@ -148,6 +152,7 @@ def test_bad_arguments() -> None:
         ({"num_processes": "two"}, "positive integer"),
         ({"start_method": "thread"}, "spawn"),
         ({"env": {"NUMBER": 5}}, "NUMBER"),
+        ({"env": "NUMBER=5"}, "map names to strings"),
     ):
         with pytest.raises(nbsync.UsageError, match=said):
             Session(**{"num_processes": 2, **arguments})  # type: ignore[arg-type]

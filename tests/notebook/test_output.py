@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from notebooks import Notebook, poll
+from notebooks import Notebook, poll, without_colours
 
 
 def _lines_of(text: str, rank: int) -> list[str]:
@@ -207,6 +207,12 @@ def test_closed_stdout(live: Notebook) -> None:
     live.run("%%on_rank 0\nimport sys\nsys.stdout.close()").ok()
     assert live.run("%%distributed\nrank").ok().texts == ["[0] 0", "[1] 1"]
     live.run("%nbsync restart").ok()
+
+
+def test_pages(live: Notebook) -> None:
+    """What IPython would show in the front end's pager is printed."""
+    said = without_colours(live.run("%%distributed\nimport os\nos.path.basename?").ok().stdout)
+    assert "[0-1] Docstring: Returns the final component of a pathname" in said
 
 
 # ---- lines that are overwritten ----

@@ -62,6 +62,8 @@ def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     Raises:
         UsageError: a name or value is not a string.
     """
+    if not isinstance(env, Mapping | None):
+        raise UsageError(f"env must map names to strings, as in {{'NAME': 'value'}}, got {env!r}")
     for name, value in (env or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise UsageError(f"env must map names to strings, got {name!r}: {value!r}: write {name!r}: {str(value)!r}")

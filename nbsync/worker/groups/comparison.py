@@ -40,7 +40,7 @@ class Comparison:
             CollectiveMismatch: they differ. All ranks of the group raise it, so they stay in step.
         """
         mine = zlib.crc32(what.encode())
-        extremes = torch.tensor([mine, -mine])
+        extremes = torch.tensor([mine, -mine], device="cpu")
         self._allreduce(group, [extremes], self._minimum).wait()
         least, negated_most = extremes.tolist()
         if least != -negated_most:
@@ -49,7 +49,7 @@ class Comparison:
     def _tell_all(self, group: Any, ranks: Sequence[int], what: str) -> str:
         """Exchange what each rank is about to do, and where."""
         mine = f"{what} at {line_of(sys._getframe())}".encode()[:_BYTES].ljust(_BYTES)
-        seen = [torch.empty(_BYTES, dtype=torch.uint8) for _ in ranks]
+        seen = [torch.empty(_BYTES, dtype=torch.uint8, device="cpu") for _ in ranks]
         self._allgather(group, [seen], [torch.frombuffer(bytearray(mine), dtype=torch.uint8)]).wait()
         texts = [tensor.numpy().tobytes().decode(errors="replace").rstrip() for tensor in seen]
         return tell_difference({rank: Entry("", text) for rank, text in zip(ranks, texts, strict=True)})

@@ -76,7 +76,11 @@ class GroupKeeper:
         keeper = self
         original = c10d.ProcessGroupGloo
 
-        class ProcessGroupGloo(original):  # type: ignore[misc, valid-type]
+        class Kind(type(original)):  # type: ignore[misc]  # of a C++ class
+            def __instancecheck__(cls, thing: object) -> bool:
+                return isinstance(thing, original)  # also one that C++ made, as for RPC
+
+        class ProcessGroupGloo(original, metaclass=Kind):  # type: ignore[misc, valid-type]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 keeper._before = open_sockets()
                 try:
@@ -145,6 +149,11 @@ class GroupKeeper:
         """Whether the groups need healing before they are used again."""
         with self._lock:  # a cut that has begun counts
             return self.was_cut or self.uncaught.count > 0
+
+    @property
+    def left_models_unfinished(self) -> bool:
+        """Whether a backward pass was cut short: its model needs healing, on all ranks alike."""
+        return self._models.has_unfinished()
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""

@@ -1,8 +1,9 @@
-"""DDP models whose first steps were cut off get a new reducer, on all ranks alike.
+"""DDP models whose steps were cut off where that spoils them get a new reducer, on all ranks alike.
 
 After its first backward pass a DDP model orders its gradients into new buckets. A cut in that time leaves ranks that
-did so, or are about to, and ranks that do not: their reductions would never fit again. Models that are past it on all
-ranks need nothing; so whether one does is found out by all ranks together, when they heal.
+did so, or are about to, and ranks that do not: their reductions would never fit again. And a backward pass that Python
+code in it ends (a hook, a checkpointed part, an interrupt in either) leaves a reducer that refuses the next forward
+pass. Other models need nothing; so whether one does is found out by all ranks together, when they heal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
 c10d: Any = _distributed_c10d  # what is used here has no types
-Standing: TypeAlias = list[tuple[str, bool]]  # for each model: what it looks like, and whether its buckets are final
+Standing: TypeAlias = list[tuple[str, bool]]  # for each model: what it looks like, and whether it can go on
 
 
 class ModelKeeper:
@@ -39,6 +40,11 @@ class ModelKeeper:
 
         kind._ddp_init_helper = _ddp_init_helper
 
+    def has_unfinished(self) -> bool:
+        """Whether the last backward pass of some model was cut short."""
+        models = (known() for known in self._models)
+        return any(_is_unfinished(model) for model in models if model is not None)
+
     def tell(self, store: Store, rank: int) -> None:
         """Tell the other ranks of the models here."""
         store.set(f"models/{rank}", json.dumps(self._standing()))
@@ -55,8 +61,8 @@ class ModelKeeper:
         for name, ranks in groups.items():
             if name in mine:
                 others = [json.loads(store.get(f"models/{rank}")).get(name, []) for rank in ranks]
-                for model, is_final in zip(self._of_group(name), _final_on_all(others), strict=False):
-                    if not is_final and _renew_first not in model._forward_pre_hooks.values():
+                for model, goes_on in zip(self._of_group(name), _go_on(others), strict=False):
+                    if not goes_on and _renew_first not in model._forward_pre_hooks.values():
                         model.register_forward_pre_hook(_renew_first, prepend=True)
 
     def _standing(self) -> dict[str, Standing]:
@@ -66,7 +72,8 @@ class ModelKeeper:
             model = known()
             if model is not None:
                 shapes = ",".join(str(tuple(p.shape)) for p in model.parameters())
-                standing.setdefault(model.process_group.group_name, []).append((shapes, model._has_rebuilt_buckets))
+                goes_on = model._has_rebuilt_buckets and not _is_unfinished(model)
+                standing.setdefault(model.process_group.group_name, []).append((shapes, goes_on))
         return standing
 
     def _of_group(self, name: str) -> Iterator[Any]:
@@ -76,8 +83,16 @@ class ModelKeeper:
                 yield model
 
 
-def _final_on_all(standings: Sequence[Standing]) -> list[bool]:
-    """For each model of a group, whether its buckets are final everywhere; none is where the ranks' models differ."""
+def _is_unfinished(model: Any) -> bool:
+    try:
+        model.reducer._check_reducer_finalized()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _go_on(standings: Sequence[Standing]) -> list[bool]:
+    """For each model of a group, whether it can go on everywhere; none can where the ranks' models differ."""
     looks = [[look for look, _ in standing] for standing in standings]
     if any(other != looks[0] for other in looks):
         return [False] * max(map(len, looks))

@@ -95,10 +95,13 @@ class CollectiveWatch:
         self._messages: Counter[str] = Counter()  # from one rank to another
         self._from_anybody: set[str] = set()  # groups in which it is not known which message is which
         self._begun: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()  # by their `Work`
+        self._earlier: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()  # begun before the groups were healed
         # A message whose `Work` is dropped before it has flowed would block what comes after it on its connection.
         self._held: deque[Any] = deque(maxlen=_HELD)
         self._comparison = Comparison()
         self._main = threading.get_ident()
+        self._here = threading.local()
+        self._counting = threading.Lock()
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
@@ -113,6 +116,7 @@ class CollectiveWatch:
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
         self.current = None
+        self._earlier.update(self._begun)
         for known in (self._numbers, self._messages, self._from_anybody, self._begun, self._held):
             known.clear()
 
@@ -126,7 +130,7 @@ class CollectiveWatch:
         needed = 0 if compared is None else compared + 1  # arguments; torch gives them by position
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-            is_ours = self.current is None and threading.get_ident() == self._main and len(args) >= needed
+            is_ours = not self._is_inside and len(args) >= needed
             if not is_ours or group.size() == 1 or group not in c10d._world.pg_group_ranks:
                 return original(group, *args, **kwargs)
             options = kwargs.get("opts", args[-1] if args else None)
@@ -183,7 +187,7 @@ class CollectiveWatch:
 
     def _wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.current is not None or threading.get_ident() != self._main:
+            if self._is_inside:
                 return original(work, *args, **kwargs)
             begun = self._begun.pop(work, _UNKNOWN)
             with suppress(ValueError):  # not a message, or an old one
@@ -191,17 +195,24 @@ class CollectiveWatch:
             try:
                 with self._waiting_for(begun.what):
                     done = original(work, *args, **kwargs)
-            except CollectiveMismatch:
-                self._check(begun)  # which can say more
-                raise
-            self._check(begun)
+            except (RuntimeError, CollectiveMismatch):
+                better = self._difference(begun) or self._cut_off(work)  # which can say more
+                if better is None:
+                    raise
+                raise better from None
+            difference = self._difference(begun)
+            if difference is not None:
+                raise difference
             return done
 
         return wait
 
     @contextmanager
     def _waiting_for(self, collective: Any) -> Iterator[Any]:
-        self.current = collective
+        is_main = threading.get_ident() == self._main
+        if is_main:
+            self.current = collective
+        self._here.is_inside = True
         try:
             yield collective
         except RuntimeError as error:
@@ -209,12 +220,20 @@ class CollectiveWatch:
                 raise CollectiveMismatch(str(error)) from None
             raise
         finally:
-            self.current = None
+            self._here.is_inside = False
+            if is_main:
+                self.current = None
+
+    @property
+    def _is_inside(self) -> bool:
+        """Whether this thread is in such an operation already, which makes others."""
+        return getattr(self._here, "is_inside", False)
 
     def _next(self, method: str, group: Any) -> Collective:
         name = group.group_name
-        self._numbers[name] += 1
-        return Collective(python_name(method), name, _ranks_of(group), self._numbers[name])
+        with self._counting:
+            self._numbers[name] += 1
+            return Collective(python_name(method), name, _ranks_of(group), self._numbers[name])
 
     def _note(self, key: str, must: str, told: str) -> str | None:
         """Note what is begun, before anything of it can reach another rank. Returns what they must have noted too."""
@@ -235,16 +254,22 @@ class CollectiveWatch:
             self._begun[work] = begun
         return work
 
-    def _check(self, begun: _Begun) -> None:
-        """It has ended: see whether all meant the same.
+    def _cut_off(self, work: Any) -> RuntimeError | None:
+        """What to tell of what was under way when an earlier cell failed: gloo tells of a connection only."""
+        begun = self._earlier.get(work)
+        if begun is None or begun.what is None:
+            return None
+        return RuntimeError(
+            f"this {begun.what.name} was cut off when a cell failed before it had ended. Begin it again"
+        )
 
-        Raises:
-            CollectiveMismatch: they did not.
-        """
-        if begun.must is not None and self.ledger is not None:
-            noted = self.ledger.read(begun.ranks, begun.key)
-            if any(entry.must != begun.must for entry in noted.values()):
-                raise CollectiveMismatch(tell_difference(noted))
+    def _difference(self, begun: _Begun) -> CollectiveMismatch | None:
+        """What there is to tell of what has ended, if not all its ranks meant the same."""
+        if begun.must is None or self.ledger is None:
+            return None
+        noted = self.ledger.read(begun.ranks, begun.key)
+        is_same = all(entry.must == begun.must for entry in noted.values())
+        return None if is_same else CollectiveMismatch(tell_difference(noted))
 
 
 def _like(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:

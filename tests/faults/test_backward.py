@@ -1,0 +1,69 @@
+"""Rows 2 and 16: a backward pass that Python code in it ends, or an interrupt there. The model goes on training."""
+
+from __future__ import annotations
+
+import pytest
+from worlds import Ranks, Worlds
+
+# What is checkpointed runs again in the backward pass, in Python and for long: there most interrupts hit.
+_MODEL = """
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.checkpoint import checkpoint
+def sines(y):
+    for _ in range(100): y = y.sin()
+    return y
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+    def forward(self, x):
+        return self.b(checkpoint(lambda z: sines(self.a(z)), x, use_reentrant=False))
+torch.manual_seed(0)
+model = DDP(Net(), {options})
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def step():
+    optimizer.zero_grad()
+    model(torch.randn(4, 16)).pow(2).mean().backward()
+    optimizer.step()
+"""
+_SAME = """for parameter in model.parameters():
+    first = parameter.detach().clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(first, parameter)"""
+_OPTIONS = ["", "find_unused_parameters=True", "static_graph=True", "gradient_as_bucket_view=True"]
+
+
+def _goes_on(ranks: Ranks) -> None:
+    ranks.run(f"for _ in range(3): step()\n{_SAME}").ok()
+    ranks.assert_whole()
+
+
+@pytest.mark.parametrize("options", _OPTIONS)
+@pytest.mark.parametrize("who", ["rank == 1", "True"])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_row_02_a_hook_raises_in_a_backward_pass(pair: Ranks, options: str, who: str, steps: int) -> None:
+    """On one rank, or on all, where nothing is cut; in the first step, or later."""
+    pair.run(f"{_MODEL.format(options=options)}\nfor _ in range({steps}): step()").ok()
+    cell = f"hook = model.module.a.weight.register_hook(lambda grad: 1 / 0 if {who} else grad)\nstep()"
+    for _ in range(2):
+        pair.fail(cell, "ZeroDivisionError")
+        pair.run("hook.remove()").ok()
+        _goes_on(pair)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_row_16_interrupts_in_a_backward_pass(world_of: Worlds, size: int) -> None:
+    """Wherever each of them hits. No optimizer steps here: one rank may be past it, and another before."""
+    ranks = world_of(size)
+    ranks.run(_MODEL.format(options="")).ok()
+    for _ in range(5):
+        ranks.interrupted("while True: model(torch.randn(4, 16)).sum().backward()").failed("KeyboardInterrupt")
+        _goes_on(ranks)
+
+
+def test_row_16_between_forward_and_backward(pair: Ranks) -> None:
+    """An error between the two passes spoils nothing: the backward pass of the next cell still fits."""
+    pair.run(f"{_MODEL.format(options='')}\nfor _ in range(3): step()").ok()
+    pair.fail("loss = model(torch.randn(4, 16)).sum()\ninject.raise_error('row 2')", "ValueError")
+    pair.run("optimizer.zero_grad(); loss.backward(); optimizer.step()").ok()
+    _goes_on(pair)
