@@ -53,6 +53,16 @@ def test_equal_heads_fold_at_once() -> None:
     assert folder.ready(0.0) == [((0, 1, 2), Entry("x", payload=0))]
 
 
+def test_what_belongs_together_stays_together() -> None:
+    """The lines of one print are not woven into those of another rank, where they differ."""
+    folder = Folder([0, 1])
+    for rank in (0, 1):
+        for line in (f"[[{rank}", f" [{rank}", f" [{rank}]]", "same"):
+            folder.add(rank, Entry(line, rank, line.startswith(" ")), 0.0)
+    first, second = ([((rank,), text.format(rank)) for text in ("[[{}", " [{}", " [{}]]")] for rank in (0, 1))
+    assert shown(folder.ready(0.0)) == [*first, *second, ((0, 1), "same")]
+
+
 def test_own_output_before_the_same() -> None:
     """Ranks that differ first and agree later show their own entries, then fold."""
     folder = Folder([0, 1])

@@ -14,10 +14,15 @@ from typing import NamedTuple, TypeAlias
 
 
 class Entry(NamedTuple):
-    """A piece of output; entries with equal keys are the same output, whatever their payloads."""
+    """A piece of output; entries with equal keys are the same output, whatever their payloads.
+
+    Attributes:
+        continues: it belongs to the one before it, as an indented line does: they stay together where ranks differ.
+    """
 
     key: Hashable
     payload: object
+    continues: bool = False
 
 
 Group: TypeAlias = tuple[tuple[int, ...], Entry]
@@ -64,6 +69,7 @@ class Folder:
         self._holders: dict[Hashable, int] = {}  # in how many ranks' queues a key is, at whatever place
         self._arrivals = 0
         self._turns: Counter[int] = Counter()  # how much of each rank the present call of `ready` has taken out
+        self._shown: tuple[int, ...] = ()  # the ranks of the last group
 
     def add(self, rank: int, item: Entry, now: float) -> None:
         """Take the next entry of `rank`."""
@@ -112,9 +118,11 @@ class Folder:
             return None
         return self._before(oldest)
 
-    def _turn(self, head: _Head) -> tuple[int, int]:
+    def _turn(self, head: _Head) -> tuple[bool, int, int]:
         """Ranks take turns: who has gone on to its next output may still say the same there as the others will."""
-        return max(self._turns[rank] for rank in head.ranks), min(head.ranks)
+        first = min(head.ranks)
+        goes_on = self._queues[first].entries[0][1].continues and tuple(sorted(head.ranks)) == self._shown
+        return not goes_on, max(self._turns[rank] for rank in head.ranks), first
 
     def _is_settled(self, head: _Head) -> bool:
         """Whether every rank that has this key queued has it at its head."""
@@ -137,7 +145,7 @@ class Folder:
     def _emit(self, head: _Head) -> Group:
         """Take `head` out of its ranks' queues; their next entries become heads."""
         del self._heads[head.key]
-        ranks = tuple(sorted(head.ranks))
+        self._shown = ranks = tuple(sorted(head.ranks))
         entry = self._queues[ranks[0]].entries[0][1]
         for rank in ranks:
             self._turns[rank] += 1

@@ -170,7 +170,8 @@ class Printer:
 
     def _add(self, rank: int, key: Any, payload: object, now: float) -> None:
         has_common_key = self._fold or isinstance(payload, _Meeting)
-        self._folder.add(rank, Entry(key if has_common_key else (rank, key), payload), now)
+        is_indented = isinstance(payload, _Line) and payload.text[:1].isspace()
+        self._folder.add(rank, Entry(key if has_common_key else (rank, key), payload, is_indented), now)
 
     def _add_text(self, source: Source, data: bytes, now: float, is_end: bool = False) -> None:
         splitter = self._splitters.setdefault(source, LineSplitter())
