@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import dill
 
 from nbsync.errors import Interrupted
+from nbsync.protocol.salvage import Salvager, Spoiled
 from nbsync.protocol.serial import Common, Pickler
 from nbsync.protocol.spec import WorkerSpec
 
@@ -115,33 +116,42 @@ class Variables:
         Args:
             begin: is told the name of each before it is rebuilt.
         """
-        unpickler = self._unpickler_at(0, {})
+        unpickler = dill.Unpickler(io.BytesIO(self.stream), buffers=self.buffers)
+        spoiled: dict[int, Any] = {}  # by number in the memo: the unpickler fails where it is referred to
         for index, part in enumerate(self.parts):
             begin(part.name)
             try:
-                value, error = unpickler.load(), None
-            except Exception as problem:  # a missing module, a user's __setstate__
-                value, error = None, problem
+                value = unpickler.load()
+            except Exception:  # a missing module, a user's __setstate__, a reference to what is spoiled
                 known = {number: thing for number, thing in unpickler.memo.copy().items() if number < part.memo}
-                if index + 1 < len(self.parts):
-                    unpickler = self._unpickler_at(index + 1, known)
-            yield part.name, value, error
+                salvager = Salvager(io.BytesIO(self.stream[part.start :]), self.buffers[part.buffer :], known | spoiled)
+                value = salvager.load()
+                spoiled = {number: thing for number, thing in salvager.memo.items() if isinstance(thing, Spoiled)}
+                whole = {number: thing for number, thing in salvager.memo.items() if number not in spoiled}
+                unpickler = self._unpickler_after(index, whole)
+            yield (part.name, None, value.error) if isinstance(value, Spoiled) else (part.name, value, None)
 
-    def _unpickler_at(self, index: int, memo: dict[int, Any]) -> Any:
-        part = self.parts[index] if self.parts else _Part("", 0, 0, 0)
-        file = io.BytesIO(self.stream)
-        file.seek(part.start)
-        unpickler = dill.Unpickler(file, buffers=self.buffers[part.buffer :])
-        if memo:  # an empty one would crash the unpickler
-            unpickler.memo = memo
+    def _unpickler_after(self, index: int, memo: Mapping[int, Any]) -> Any:
+        """It gets the memo by a pickle before the others: to set it has no effect, in CPython."""
+        start, buffer = len(self.stream), len(self.buffers)
+        if index + 1 < len(self.parts):
+            start, buffer = self.parts[index + 1].start, self.parts[index + 1].buffer
+        puts = b"".join(pickle.NEXT_BUFFER + _put(number) + pickle.POP for number in memo)
+        file = io.BytesIO(puts + pickle.NONE + pickle.STOP + self.stream[start:])
+        unpickler = dill.Unpickler(file, buffers=[*memo.values(), *self.buffers[buffer:]])
+        unpickler.load()
         return unpickler
+
+
+def _put(number: int) -> bytes:
+    return _LONG_PUT.pack(pickle.LONG_BINPUT, number)
 
 
 class _Pickler(Pickler):
     """Numbers what it remembers explicitly, so that a part of the stream can be left out in reading."""
 
     def put(self, idx: int) -> bytes:
-        return _LONG_PUT.pack(pickle.LONG_BINPUT, idx)
+        return _put(idx)
 
 
 def write_luggage(file: BinaryIO, settings: Settings, specs: Sequence[WorkerSpec], variables: Variables) -> None:

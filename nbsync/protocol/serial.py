@@ -15,11 +15,12 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import dill
 
 from nbsync.errors import TransferError
+from nbsync.protocol.classes import reduce_class
 from nbsync.protocol.messages import Payload
 
 
@@ -64,6 +65,7 @@ class Common:
 
 _common = Common()  # of this worker; the kernel has one for each world, and passes it
 _in_use = threading.local()
+_RLOCK = type(threading.RLock())
 
 
 def set_common(common: Common) -> None:
@@ -155,8 +157,15 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             return find_common, (name,)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
-        if isinstance(obj, type | types.FunctionType) and _is_importable(obj):
-            return obj.__qualname__  # dill looks into the parent module for it, where torch.optim deletes its own
+        if isinstance(obj, type | types.FunctionType | TypeVar) and _is_importable(obj):
+            # dill looks into the parent module for it, where torch.optim deletes its own
+            return getattr(obj, "__qualname__", obj.__name__)  # a type variable has but a name
+        if isinstance(obj, type | TypeVar):
+            reduced = reduce_class(obj)
+            if reduced is not None:
+                return reduced
+        if isinstance(obj, _RLOCK):
+            return threading.RLock, ()  # dill's is held by nobody, for ever: a cached_property of Python 3.11 hangs
         if type(obj) is dict and obj is vars(sys.modules["__main__"]):
             return _main_namespace, ()
         torch: Any = sys.modules.get("torch")
@@ -175,7 +184,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
 def _is_importable(thing: Any) -> bool:
     """Whether any process finds this very class or function in its module."""
     found: Any = sys.modules.get(thing.__module__) if thing.__module__ != "__main__" else None
-    for name in thing.__qualname__.split("."):
+    for name in getattr(thing, "__qualname__", thing.__name__).split("."):
         found = getattr(found, name, None)
     return found is thing
 

@@ -40,6 +40,57 @@ net = torch.nn.Linear(3, 1)
 optimizer = torch.optim.Adam(net.parameters())
 """
 
+#: Classes that are not sent like others.
+SORTS = """
+import enum, typing
+class Mode(enum.Enum):
+    FAST = "fast"
+    SLOW = "slow"
+    __str__ = lambda self: self.value
+class Planet(enum.Enum):
+    EARTH = (1.0, 2.0)
+    def __init__(self, mass, radius):
+        self.mass, self.radius = mass, radius
+    def ratio(self):
+        return self.mass / self.radius
+class Access(enum.IntFlag):
+    R = 1
+    W = 2
+class Pair(typing.NamedTuple):
+    a: int
+    b: int = 2
+    def total(self):
+        return self.a + self.b
+class Options(typing.TypedDict, total=False):
+    a: int
+mode, planet, both, pair, options = Mode.FAST, Planet.EARTH, Access.R | Access.W, Pair(1), Options
+"""
+
+#: Variables of which some cannot be rebuilt, or hold what cannot.
+BROKEN = """
+import enum, torch
+class Broken:
+    def __init__(self):
+        self.x = 1
+    def __setstate__(self, state):
+        raise ValueError("not here")
+class Colour(enum.Enum):
+    RED = 1
+x = 5
+def f():
+    return x
+t = torch.ones(2)
+net = torch.nn.Linear(2, 1)
+broken = Broken()
+first = [f, t, net, Colour.RED, broken]
+del broken, f, t, net
+ring = []
+ring.append([ring, first[4]])
+_, t, net, _, broken = first
+f, tail, colour = first[0], t[1:], Colour.RED
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+"""
+
 
 @dataclass
 class Started:

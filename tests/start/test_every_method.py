@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from started import GUARD, METHODS, Started
+from started import BROKEN, GUARD, METHODS, SORTS, Started
 
 from notebooks import Notebook, poll
 
@@ -56,6 +56,43 @@ def test_variables_go_and_come(started: Started) -> None:
     started.run("mine = Point(float(rank))").ok()
     notebook.run("%nbsync pull mine").ok()
     assert notebook.run("[type(p) is Point for p in mine], mine[1].x").ok().texts == ["([True, True], 1.0)"]
+
+
+def test_enumerations_go_and_come(started: Started) -> None:
+    """Enumerations, named tuples and typed dictionaries of cells go by value, both ways; members stay the same."""
+    notebook = started.notebook
+    notebook.run(SORTS).ok()
+    pushed = notebook.run("%nbsync push Mode Planet\n%nbsync push mode planet both pair options").ok()
+    assert "Warning" not in pushed.stderr
+    cell = "(mode is Mode.FAST, planet is Planet.EARTH, planet.ratio(), both.name, pair.total(), options.__total__)"
+    assert started.run(cell).ok().texts == ["[0-1] (True, True, 0.5, 'R|W', 3, False)"]
+    started.run("import enum\nclass Mine(enum.IntEnum):\n    ONE = 1\nback, mine = [mode, planet], Mine.ONE").ok()
+    notebook.run("%nbsync pull back mine").ok()
+    cell = (
+        "back[1] == [Mode.FAST, Planet.EARTH], mine[0].name, mine == [1, 1], nbsync.session().call(str, Mode.SLOW)[0]"
+    )
+    assert notebook.run(cell).ok().texts == ["(True, 'ONE', True, 'slow')"]
+    notebook.run(SORTS.replace("FAST", "FASTER")).ok()
+    notebook.run("%nbsync push Mode\n%nbsync push mode").ok()
+    assert started.run("mode is Mode.FASTER, len(Mode)").ok().texts == ["[0-1] (True, 2)"]
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_what_cannot_be_rebuilt_costs_only_what_holds_it(fresh_notebook: Notebook, method: str) -> None:
+    """After a variable that cannot be rebuilt the others arrive, and share what they shared; at a restart too."""
+    fresh_notebook.run(BROKEN).ok()
+    fresh_notebook.run(f"%nbsync start -n 2 --start-method {method}", GUARD).ok()
+    cell = (
+        "%%distributed\n(f(), tail.data_ptr() - t.data_ptr(), colour is Colour.RED, "
+        "net.weight is optimizer.param_groups[0]['params'][0])"
+    )
+    outcome = fresh_notebook.run(cell).ok()
+    assert outcome.texts == ["[0-1] (5, 4, True, True)"]
+    told = re.findall(r"'(\w+)' could not be rebuilt on the ranks: ValueError: not here", outcome.stderr)
+    assert told == ["first", "ring", "broken"]
+    assert "could not be rebuilt" in fresh_notebook.run("%%distributed\nring").failed("NameError").evalue
+    fresh_notebook.run("%nbsync restart --ranks 1", GUARD).ok()
+    assert fresh_notebook.run(cell).ok().texts == ["[0-1] (5, 4, True, True)"]
 
 
 def test_an_error_is_told_and_healed(started: Started) -> None:
