@@ -65,16 +65,6 @@ from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
 from nbsync.worker.tracebacks import load_tracebacks
 
 
-def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call it; to exit with code 0 is to return nothing, as for a program."""
-    try:
-        return function(*args, **kwargs)
-    except SystemExit as end:
-        if end.code:
-            raise
-        return None
-
-
 def before_forks() -> None:
     """In the process that is about to fork workers: what need not be done in each of them."""
     look_for_pools()
@@ -237,6 +227,8 @@ class Worker:
             rendered = () if self._on_error(error, run) else self._render(error)
             outcome = CellOutcome(error=error, traceback=rendered)
             failure = self._describe(outcome, run)
+        if not isinstance(request, Heal):
+            self.groups.end_run(well=failure is None and not self.interrupts.was_asked(run))
         memory = self.attendant.memory.read()
         outcome.error = None  # its frames would keep the user's objects alive
         done = Done(
@@ -245,7 +237,7 @@ class Worker:
             failure,
             outcome.result,
             value,
-            group_broken=self.groups.are_broken or (failure is not None and self.groups.left_models_unfinished),
+            group_broken=self.groups.are_broken,
             sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
             memory=memory,
         )
@@ -261,7 +253,7 @@ class Worker:
             case RunCall(_, call, sources):
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
-                value = _call(function, args, kwargs)
+                value = process.call_as_program(function, args, kwargs)
                 with self.recorder.pickling("what the call returned", [value]):
                     return CellOutcome(), pack(value)
             case Push(_, values, sources):

@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -70,3 +72,13 @@ def _is_listener(fd: int) -> bool:
             return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError:  # closed meanwhile, or a socket of a family without the option
         return False
+
+
+def call_as_program(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call it; to exit with code 0 is to return nothing."""
+    try:
+        return function(*args, **kwargs)
+    except SystemExit as end:
+        if end.code:
+            raise
+        return None

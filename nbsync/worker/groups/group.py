@@ -26,6 +26,7 @@ from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
+from nbsync.worker.groups.sharded import ShardKeeper
 from nbsync.worker.groups.sockets import Flow, Socket, connected_sockets, flow, open_sockets, shut_down
 from nbsync.worker.groups.stranded import Stranded
 from nbsync.worker.groups.tasks import gloo_threads
@@ -50,11 +51,13 @@ class GroupKeeper:
     Attributes:
         was_cut: a collective was freed by force.
         uncaught: what gloo's event loops have thrown.
+        left_unfinished: a backward pass of a DDP model was cut short.
+        sharded: the FSDP2 models.
     """
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
-        self.was_cut = False
-        self.uncaught = Uncaught()
+        self.was_cut = self.left_unfinished = False
+        self.uncaught, self.sharded = Uncaught(), ShardKeeper()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
         self._models = ModelKeeper()
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
@@ -148,12 +151,13 @@ class GroupKeeper:
     def are_broken(self) -> bool:
         """Whether the groups need healing before they are used again."""
         with self._lock:  # a cut that has begun counts
-            return self.was_cut or self.uncaught.count > 0
+            return self.was_cut or self.uncaught.count > 0 or self.left_unfinished or self.sharded.are_uneven
 
-    @property
-    def left_models_unfinished(self) -> bool:
-        """Whether a backward pass was cut short: its model needs healing, on all ranks alike."""
-        return self._models.has_unfinished()
+    def end_run(self, *, well: bool) -> None:
+        """After each run but a heal: see to the models of which it has cut a pass short."""
+        well = well and not self.are_broken
+        self.sharded.end_run(well)
+        self.left_unfinished = self.left_unfinished or (not well and self._models.has_unfinished())
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""
@@ -175,6 +179,7 @@ class GroupKeeper:
         store = self._new_store(life)
         if life:
             self._models.tell(store, self._rank)
+            self.sharded.tell(store, self._rank)
             store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
             self._life_store = store
         bound = device if device.type == "cuda" and "nccl" in backend else None
@@ -211,8 +216,10 @@ class GroupKeeper:
         finally:
             let_go(earlier, ended, threads)
         self._models.agree(store, known)
+        with self._shield():
+            self.sharded.agree(store, range(dist.get_world_size()))
         self._settle(life, store)
-        self.was_cut, self.uncaught.count = False, 0
+        self.was_cut, self.uncaught.count, self.left_unfinished = False, 0, False
         self._hush(False)
         mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
@@ -230,6 +237,7 @@ class GroupKeeper:
         """The names of the groups of this process that all their members know, with these."""
         mine = {pg.group_name: list(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         self._models.tell(store, dist.get_rank())
+        self.sharded.tell(store, dist.get_rank())
         store.set(f"groups/{dist.get_rank()}", json.dumps(sorted(mine)))
         others = {rank: json.loads(store.get(f"groups/{rank}")) for rank in range(dist.get_world_size())}
         return {name: ranks for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
