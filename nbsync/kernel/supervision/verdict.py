@@ -26,6 +26,8 @@ from nbsync.protocol.serial import Common, Parts, unpack
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run
 
+_IGNORES = "still running, and ignoring the interrupts"
+
 
 def judge(run: Run, common: Common) -> BaseException | None:
     """The exception that `run` raises in the notebook, or None if it ended well.
@@ -115,10 +117,8 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
         lines.setdefault("still sending or receiving a large message", []).extend(run.sending)
     elif run.abandoned:
         for rank in run.pending:
-            silent = "raised an error, but did not tell which in time"
-            lines.setdefault(silent if rank in run.raised else "still running, and ignoring the interrupts", []).append(
-                rank
-            )
+            told = "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
+            lines.setdefault(told, []).append(rank)
     return [f"{describe_ranks(ranks)}: {text}" for text, ranks in lines.items() if ranks]
 
 

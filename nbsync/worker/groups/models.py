@@ -84,6 +84,7 @@ class ModelKeeper:
 
 
 def _is_unfinished(model: Any) -> bool:
+    """Whether the model's reducer has begun a backward pass, and not ended it."""
     try:
         model.reducer._check_reducer_finalized()
     except RuntimeError:
