@@ -61,6 +61,24 @@ def test_row_16_interrupts_in_a_backward_pass(world_of: Worlds, size: int) -> No
         _goes_on(ranks)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_row_02_a_rank_is_a_step_behind(world_of: Worlds, size: int) -> None:
+    """Nothing makes the copies equal again, so it is told, once; but not where all took the same steps."""
+    ranks = world_of(size)
+    ranks.run(f"{_MODEL.format(options='')}\nfor _ in range(3): step()").ok()
+    same = ranks.run("step()\nif rank == 1: inject.raise_error('row 2')\nstep()")
+    same.failed("ValueError")
+    assert "other parameters" not in same.stderr
+    cell = "if rank == 1: optimizer.step = inject.raise_error\nstep()"
+    apart = ranks.run(cell)
+    apart.failed()
+    others = "rank 0" if size == 2 else "ranks 0,2-3"
+    assert f"the DDP model Net has other parameters on {others} and rank 1" in apart.stderr
+    assert "other parameters" not in ranks.run(cell).stderr
+    ranks.run("for p in model.parameters(): dist.broadcast(p.data, 0)").ok()
+    ranks.run(f"optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nstep()\n{_SAME}").ok()
+
+
 def test_row_16_between_forward_and_backward(pair: Ranks) -> None:
     """An error between the two passes spoils nothing: the backward pass of the next cell still fits."""
     pair.run(f"{_MODEL.format(options='')}\nfor _ in range(3): step()").ok()

@@ -1,4 +1,4 @@
-"""Row 51: FSDP2 models that are cut in the middle of a step train on, as if that step had never begun."""
+"""Rows 2 and 16: FSDP2 models that are cut in the middle of a step train on, as if that step had never begun."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def step():
     return loss.item()
 def raise_on(place, *ranks):
     if rank in ranks:
-        model.hit[place] = lambda: inject.raise_error("row 51")
+        model.hit[place] = lambda: inject.raise_error("row 2")
 def sleep_on(place, *ranks):
     if rank in ranks:
         model.hit[place] = inject.sleep_forever
@@ -105,7 +105,7 @@ def _go_on(ranks: Ranks, steps: int = 2, at_rest: bool = False) -> None:
 @pytest.mark.parametrize("place", _PLACES)
 @pytest.mark.parametrize("who", ["one", "all"])
 @pytest.mark.parametrize("size", SIZES)  # the lowest one changes last: a world serves many tests
-def test_row_51_an_error(world_of: Worlds, size: int, who: str, place: str) -> None:
+def test_row_02_an_error(world_of: Worlds, size: int, who: str, place: str) -> None:
     """Wherever in a step an error is raised, on one rank or on all: nothing is left of that step."""
     ranks = world_of(size)
     _prepare(ranks)
@@ -117,7 +117,7 @@ def test_row_51_an_error(world_of: Worlds, size: int, who: str, place: str) -> N
 
 @pytest.mark.parametrize("kind", [kind for kind in _KINDS if kind != "nested"])
 @pytest.mark.parametrize("place", _PLACES)
-def test_row_51_however_it_is_sharded(pair: Ranks, kind: str, place: str) -> None:
+def test_row_02_however_it_is_sharded(pair: Ranks, kind: str, place: str) -> None:
     """Also where all parameters are of one module, or stay unsharded between the passes."""
     _prepare(pair, kind)
     pair.fail(f"raise_on('{place}', 1)\nstep()", "ValueError")
@@ -125,7 +125,7 @@ def test_row_51_however_it_is_sharded(pair: Ranks, kind: str, place: str) -> Non
 
 
 @pytest.mark.parametrize("place", _PLACES)
-def test_row_51_in_the_first_step(pair: Ranks, place: str) -> None:
+def test_row_02_in_the_first_step(pair: Ranks, place: str) -> None:
     """The first forward pass also prepares the model."""
     _prepare(pair, steps=0)
     pair.fail(f"raise_on('{place}', 1)\nstep()", "ValueError")
@@ -133,12 +133,12 @@ def test_row_51_in_the_first_step(pair: Ranks, place: str) -> None:
 
 
 @pytest.mark.parametrize("preparation", ["_init_fqns", "_init_shared_state", "_validate_no_duplicate_params"])
-def test_row_51_in_the_preparations(pair: Ranks, preparation: str) -> None:
+def test_row_02_in_the_preparations(pair: Ranks, preparation: str) -> None:
     """Preparations that were cut are made again."""
     _prepare(pair, steps=0)
     cell = (
         "from unittest import mock\nkind = type(fully_shard.state(model))\n"
-        f"with mock.patch.object(kind, '{preparation}', lambda state: inject.raise_error('row 51')):\n    step()"
+        f"with mock.patch.object(kind, '{preparation}', lambda state: inject.raise_error('row 2')):\n    step()"
     )
     pair.fail(cell, "ValueError")
     _go_on(pair)
@@ -147,7 +147,7 @@ def test_row_51_in_the_preparations(pair: Ranks, preparation: str) -> None:
 @pytest.mark.parametrize("place", _PLACES)
 @pytest.mark.parametrize("who", ["one", "all"])
 @pytest.mark.parametrize("size", SIZES)  # the lowest one changes last: a world serves many tests
-def test_row_51_an_interrupt(world_of: Worlds, size: int, who: str, place: str) -> None:
+def test_row_16_an_interrupt(world_of: Worlds, size: int, who: str, place: str) -> None:
     """An interrupt cuts ranks that wait for another one, or hits all in their own code, so that nothing is cut."""
     ranks = world_of(size)
     _prepare(ranks)
@@ -157,7 +157,7 @@ def test_row_51_an_interrupt(world_of: Worlds, size: int, who: str, place: str) 
     ranks.assert_whole()
 
 
-def test_row_51_an_interrupt_that_the_cell_catches(pair: Ranks) -> None:
+def test_row_16_an_interrupt_that_the_cell_catches(pair: Ranks) -> None:
     """A training loop may end with `except KeyboardInterrupt`."""
     _prepare(pair)
     cell = "sleep_on('backward', 0, 1)\ntry:\n    step()\nexcept KeyboardInterrupt:\n    print('stopped')"
@@ -165,34 +165,34 @@ def test_row_51_an_interrupt_that_the_cell_catches(pair: Ranks) -> None:
     _go_on(pair)
 
 
-def test_row_51_ranks_at_different_points(pair: Ranks) -> None:
+def test_row_02_ranks_at_different_points(pair: Ranks) -> None:
     """One rank is between the passes, the other in the backward pass; nobody waits, so that nothing is cut."""
     _prepare(pair, "one module")
     pair.interrupted("sleep_on('between', 0)\nsleep_on('backward', 1)\nstep()").failed("KeyboardInterrupt")
     _go_on(pair)
 
 
-def test_row_51_a_graph_outlives_a_heal(pair: Ranks) -> None:
+def test_row_02_a_graph_outlives_a_heal(pair: Ranks) -> None:
     """A backward pass in a later cell than its forward pass, with a fault in between, is as any other."""
     _prepare(pair)
     pair.run("loss = model(x).square().mean()").ok()
-    pair.fail("if rank == 0:\n    inject.raise_error('row 51')\ndist.barrier()", "ValueError")
+    pair.fail("if rank == 0:\n    inject.raise_error('row 2')\ndist.barrier()", "ValueError")
     pair.assert_whole()
     pair.run("loss.backward(); optimizer.step(); optimizer.zero_grad()\nassert expected.pop(0) == loss.item()").ok()
     _go_on(pair)
 
 
-def test_row_51_an_error_between_the_passes(pair: Ranks) -> None:
+def test_row_02_an_error_between_the_passes(pair: Ranks) -> None:
     """Nothing was cut: the parameters that are wanted for the backward pass are not gathered once more."""
     _prepare(pair)
-    pair.fail("loss = model(x).square().mean()\ninject.raise_error('row 51')", "ValueError")
+    pair.fail("loss = model(x).square().mean()\ninject.raise_error('row 2')", "ValueError")
     assert pair.run("type(model.first.weight).__name__").ok().texts == ["[0-1] 'Parameter'"]
     pair.run("loss.backward(); optimizer.step(); optimizer.zero_grad()\nassert expected.pop(0) == loss.item()").ok()
     _go_on(pair)
 
 
 @pytest.mark.parametrize("place", ["forward", "backward"])
-def test_row_51_gradients(pair: Ranks, place: str) -> None:
+def test_row_02_gradients(pair: Ranks, place: str) -> None:
     """Those of earlier passes outlive a forward pass that was cut; a backward pass takes them along, on all ranks."""
     _prepare(pair)
     pair.run("model(x).square().mean().backward()\nkept = [p.grad for p in model.parameters()]").ok()
@@ -206,7 +206,7 @@ def test_row_51_gradients(pair: Ranks, place: str) -> None:
 
 
 @pytest.mark.parametrize("histories", ["the same", "different"])
-def test_row_51_gradients_that_are_not_reduced_yet(pair: Ranks, histories: str) -> None:
+def test_row_02_gradients_that_are_not_reduced_yet(pair: Ranks, histories: str) -> None:
     """Rank 0 has come to the end of both passes: what is left of them there is not added to the next one either."""
     _prepare(pair, steps=0)
     if histories == "different":
@@ -224,7 +224,7 @@ def test_row_51_gradients_that_are_not_reduced_yet(pair: Ranks, histories: str) 
         pair.run("if rank == 1: next(_fsdp_param._orig_param_uid_counter)").ok()
 
 
-def test_row_51_another_model_is_left_alone(pair: Ranks) -> None:
+def test_row_02_another_model_is_left_alone(pair: Ranks) -> None:
     """The gradients of a model that was at rest stay, also where it looks as the one that was cut."""
     _prepare(pair)
     pair.run("one = model\nmodel(x).square().mean().backward()\nmodel, optimizer = build()").ok()
@@ -234,7 +234,7 @@ def test_row_51_another_model_is_left_alone(pair: Ranks) -> None:
     assert pair.run("{p.grad is None for p in model.parameters()}").ok().texts == ["[0-1] {True}"]
 
 
-def test_row_51_a_model_that_cannot_be_put_back(pair: Ranks) -> None:
+def test_row_02_a_model_that_cannot_be_put_back(pair: Ranks) -> None:
     """Where torch's own part of it fails, a line says which model is of no use any more."""
     _prepare(pair)
     pair.run("kind = type(fully_shard.state(model))\nkind._reset_iter_state, kept = None, kind._reset_iter_state").ok()
@@ -249,7 +249,7 @@ def test_row_51_a_model_that_cannot_be_put_back(pair: Ranks) -> None:
     _go_on(pair)
 
 
-def test_row_51_another_torch(pair: Ranks) -> None:
+def test_row_02_another_torch(pair: Ranks) -> None:
     """Where torch has other insides it is left alone, and errors are told as ever."""
     _prepare(pair)
     pair.run("kind = type(fully_shard.state(model))\nkept = kind._reset_iter_state\ndel kind._reset_iter_state").ok()
@@ -261,7 +261,7 @@ def test_row_51_another_torch(pair: Ranks) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_row_51_interrupts_at_any_time(world_of: Worlds, size: int) -> None:
+def test_row_16_interrupts_at_any_time(world_of: Worlds, size: int) -> None:
     """Training goes on after each of many, on all ranks with the same parameters."""
     ranks = world_of(size)
     _prepare(ranks)

@@ -265,12 +265,13 @@ class GroupKeeper:
         return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
-        """How many collectives each group has seen, by its name: equal on all ranks when nothing is missing."""
-        return tuple(
+        """How many collectives each group has seen, and its models changes: the same on all ranks while all is well."""
+        seen = (
             (pg.group_name, pg._get_backend(_CPU)._get_sequence_number_for_group())
             for pg in c10d._world.pg_map
             if _CPU in pg._device_types
         )
+        return (*seen, *self._models.changes())
 
 
 def _log_level() -> ctypes.c_int | None:

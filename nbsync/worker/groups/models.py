@@ -3,13 +3,15 @@
 After its first backward pass a DDP model orders its gradients into new buckets. A cut in that time leaves ranks that
 did so, or are about to, and ranks that do not: their reductions would never fit again. And a backward pass that Python
 code in it ends (a hook, a checkpointed part, an interrupt in either) leaves a reducer that refuses the next forward
-pass. Other models need nothing; so whether one does is found out by all ranks together, when they heal.
+pass. Other models need nothing; so whether one does is found out by all ranks together, when they heal. Then they also
+find out whether their copies of a model are still the same (see replicas.py).
 """
 
 from __future__ import annotations
 
 import json
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,8 +19,11 @@ from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
+from nbsync.worker.groups.replicas import changes, fingerprint, tell_of_difference
+
 c10d: Any = _distributed_c10d  # what is used here has no types
-Standing: TypeAlias = list[tuple[str, bool]]  # for each model: what it looks like, and whether it can go on
+#: For each model: what it looks like, whether it can go on, and the fingerprint of its parameters.
+Standing: TypeAlias = list[tuple[str, bool, int | None]]
 
 
 class ModelKeeper:
@@ -26,6 +31,7 @@ class ModelKeeper:
 
     def __init__(self) -> None:
         self._models: list[weakref.ref[Any]] = []
+        self._uneven: weakref.WeakSet[Any] = weakref.WeakSet()  # of these the user knows
 
     def install(self) -> None:
         """Take note of each model from now on; also those that are unpickled or copied pass here."""
@@ -64,6 +70,25 @@ class ModelKeeper:
                 for model, goes_on in zip(self._of_group(name), _go_on(others), strict=False):
                     if not goes_on and _renew_first not in model._forward_pre_hooks.values():
                         model.register_forward_pre_hook(_renew_first, prepend=True)
+                if _look_alike(others):
+                    self._compare(name, list(ranks), others)
+
+    def _compare(self, group: str, ranks: Sequence[int], standings: Sequence[Standing]) -> None:
+        """Tell once of each model that the ranks have different copies of; the first of them tells."""
+        for model, *each in zip(self._of_group(group), *standings, strict=False):
+            is_for_us = model.process_group.rank() == 0 and model not in self._uneven
+            if is_for_us and tell_of_difference(model, ranks, [found for _, _, found in each]):
+                self._uneven.add(model)
+
+    def changes(self) -> Iterator[tuple[str, int]]:
+        """For each model, a number that is the same on all ranks while all take the same steps."""
+        numbers: Counter[str] = Counter()
+        for known in self._models:
+            model = known()
+            if model is not None:
+                group = model.process_group.group_name
+                numbers[group] += 1
+                yield f"changes of model {numbers[group]} in {group}", changes(model)
 
     def _standing(self) -> dict[str, Standing]:
         self._models = [known for known in self._models if known() is not None]
@@ -73,7 +98,7 @@ class ModelKeeper:
             if model is not None:
                 shapes = ",".join(str(tuple(p.shape)) for p in model.parameters())
                 goes_on = model._has_rebuilt_buckets and not _is_unfinished(model)
-                standing.setdefault(model.process_group.group_name, []).append((shapes, goes_on))
+                standing.setdefault(model.process_group.group_name, []).append((shapes, goes_on, fingerprint(model)))
         return standing
 
     def _of_group(self, name: str) -> Iterator[Any]:
@@ -94,10 +119,15 @@ def _is_unfinished(model: Any) -> bool:
 
 def _go_on(standings: Sequence[Standing]) -> list[bool]:
     """For each model of a group, whether it can go on everywhere; none can where the ranks' models differ."""
-    looks = [[look for look, _ in standing] for standing in standings]
-    if any(other != looks[0] for other in looks):
-        return [False] * max(map(len, looks))
-    return [all(standing[i][1] for standing in standings) for i in range(len(looks[0]))]
+    if not _look_alike(standings):
+        return [False] * max(map(len, standings))
+    return [all(goes_on for _, goes_on, _ in model) for model in zip(*standings, strict=True)]
+
+
+def _look_alike(standings: Sequence[Standing]) -> bool:
+    """Whether the ranks have models of the same shapes, in the same order."""
+    looks = [[look for look, _, _ in standing] for standing in standings]
+    return all(other == looks[0] for other in looks)
 
 
 def _renew_first(model: Any, inputs: Any) -> None:
