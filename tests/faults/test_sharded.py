@@ -8,8 +8,6 @@ import time
 import pytest
 from worlds import GUARD, SETTLED, Ranks, Worlds
 
-SIZES = [2, 4]
-
 _TOOLS = """
 import torch.nn as nn
 from torch.distributed.fsdp import fully_shard
@@ -83,6 +81,10 @@ _KINDS = {
     "kept unsharded": "reshard_after_forward=False",
 }
 _PLACES = ["forward", "between", "backward", "late in backward"]
+_WHERE = [(2, who, place) for who in ("one", "all") for place in _PLACES] + [
+    (4, "one", "forward"),
+    (4, "one", "backward"),
+]
 
 
 def _prepare(ranks: Ranks, kind: str = "nested", steps: int = 2) -> None:
@@ -102,9 +104,7 @@ def _go_on(ranks: Ranks, steps: int = 2, at_rest: bool = False) -> None:
     assert ranks.run(f"go_on({steps}, {not at_rest})").ok().texts == [f"[0-{ranks.size - 1}] True"]
 
 
-@pytest.mark.parametrize("place", _PLACES)
-@pytest.mark.parametrize("who", ["one", "all"])
-@pytest.mark.parametrize("size", SIZES)  # the lowest one changes last: a world serves many tests
+@pytest.mark.parametrize(("size", "who", "place"), _WHERE)
 def test_row_02_an_error(world_of: Worlds, size: int, who: str, place: str) -> None:
     """Wherever in a step an error is raised, on one rank or on all: nothing is left of that step."""
     ranks = world_of(size)
@@ -144,9 +144,7 @@ def test_row_02_in_the_preparations(pair: Ranks, preparation: str) -> None:
     _go_on(pair)
 
 
-@pytest.mark.parametrize("place", _PLACES)
-@pytest.mark.parametrize("who", ["one", "all"])
-@pytest.mark.parametrize("size", SIZES)  # the lowest one changes last: a world serves many tests
+@pytest.mark.parametrize(("size", "who", "place"), _WHERE)
 def test_row_16_an_interrupt(world_of: Worlds, size: int, who: str, place: str) -> None:
     """An interrupt cuts ranks that wait for another one, or hits all in their own code, so that nothing is cut."""
     ranks = world_of(size)
@@ -260,16 +258,16 @@ def test_row_02_another_torch(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [2, 4])
 def test_row_16_interrupts_at_any_time(world_of: Worlds, size: int) -> None:
     """Training goes on after each of many, on all ranks with the same parameters."""
-    ranks = world_of(size)
+    ranks, moments = world_of(size), random.Random(size)
     _prepare(ranks)
     ranks.run("begun = {name: value.clone() for name, value in model.state_dict().items()}").ok()
     ranks.run("model.hit, told = {}, expected[:2]\nimport copy\nmoments = copy.deepcopy(optimizer.state_dict())").ok()
     for _ in range(5):
         ranks.begin("while True:\n    step()")
-        time.sleep(random.random() * SETTLED)
+        time.sleep(moments.random() * SETTLED)
         ranks.notebook.interrupt()
         ranks.notebook.wait(GUARD).failed("KeyboardInterrupt")
         ranks.run(
