@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable
 
 import pytest
-from worlds import GUARD, Ranks, Worlds
+from worlds import GUARD, MODEL, Ranks, Worlds
 
 from notebooks import Notebook
 
 SIZES = [2, 4, 8]
-_MODEL = "from torch.nn.parallel import DistributedDataParallel as DDP\nmodel = DDP(torch.nn.Linear(4, 4))"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_row_10_on_another_default_device(pair: Ranks) -> None:
 
 def test_row_10_uneven_inputs(pair: Ranks) -> None:
     """In torch's `Join` a rank without data answers for the others: it blocks where they do not."""
-    cell = f"{_MODEL}\nwith model.join():\n    for _ in range(2 + 3 * rank): model(torch.ones(1, 4)).sum().backward()"
+    cell = f"{MODEL}\nwith model.join():\n    for _ in range(2 + 3 * rank): model(torch.ones(1, 4)).sum().backward()"
     pair.run(cell).ok()
     same = "t = model.module.weight.detach().clone(); dist.broadcast(t, 0); torch.equal(t, model.module.weight)"
     assert pair.run(same).ok().texts == ["[0-1] True"]

@@ -8,12 +8,11 @@ import signal
 import time
 
 import pytest
-from worlds import GUARD, LATER, Ranks, Worlds
+from worlds import GUARD, LATER, MODEL, Ranks, Worlds
 
 from notebooks import Notebook, poll
 
 SIZES = [2, 4, 8]
-_MODEL = "from torch.nn.parallel import DistributedDataParallel as DDP\nmodel = DDP(torch.nn.Linear(4, 4))"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -104,7 +103,7 @@ def test_row_11_comm_hook_is_kept(pair: Ranks) -> None:
 
 def test_row_11_missed_backward(pair: Ranks) -> None:
     """A rank that misses DDP's backward is told as well; the model trains on."""
-    pair.run(f"{_MODEL}\nmodel(torch.ones(2, 4)).sum().backward()").ok()
+    pair.run(f"{MODEL}\nmodel(torch.ones(2, 4)).sum().backward()").ok()
     error = pair.fail("if rank == 0:\n    model(torch.ones(2, 4)).sum().backward()", "Deadlock")
     assert "rank 0 waits in" in error.evalue
     assert "rank 1 has finished" in error.evalue

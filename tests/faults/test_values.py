@@ -331,7 +331,7 @@ def test_row_34_prints_to_what_takes_nothing(pair: Ranks) -> None:
     )
     pair.assert_whole()
     outcome = pair.run("os.dup2(2, 1)\nprint('still there')").ok()
-    assert "[0-1] still there\n" in outcome.stderr
+    assert outcome.stderr == "[0-1] still there\n"
     pair.notebook.run("%nbsync restart").ok()
 
 

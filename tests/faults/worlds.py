@@ -15,6 +15,8 @@ from notebooks import CellError, Notebook, Outcome
 GUARD = 20.0  # seconds: only to tell a hang from a slow machine
 LATER = 1.2  # seconds until another interrupt is meant as one: a second press in one moment is not
 SETTLED = 0.3  # seconds in which a rank that printed something gets to its next line
+#: A cell that makes a DDP model.
+MODEL = "from torch.nn.parallel import DistributedDataParallel as DDP\nmodel = DDP(torch.nn.Linear(4, 4))"
 
 
 class Ranks:
