@@ -282,9 +282,9 @@ class Worker:
         return self.inherited
 
     def _render(self, error: BaseException) -> list[str]:
-        """Without the frames of this module, which are the outermost."""
+        """Without the outermost frames, which are ours."""
         skip, trace = 0, error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, process.__file__):
             skip, trace = skip + 1, trace.tb_next
         return self.shell.render(error, skip)
 
