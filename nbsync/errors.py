@@ -10,6 +10,7 @@ NbsyncError
 │   └── WorkerDied                     a rank's process ended
 ├── MainProcessFailed (RuntimeError)   the main process raised where the others waited for it
 ├── StoreWaitEnded                     a wait for a key of a store, when the cell failed on another rank
+├── OperationCutOff (RuntimeError)     what was under way when an earlier cell failed
 ├── CollectiveMismatch (RuntimeError)  the ranks are not in the same collective
 ├── Deadlock (RuntimeError)            the ranks waited for each other, and would have for ever
 ├── BarrierTimeout (TimeoutError)      some ranks did not come to a barrier in time
@@ -35,6 +36,7 @@ __all__ = [
     "MainProcessFailed",
     "NbsyncError",
     "NoSession",
+    "OperationCutOff",
     "RankBusy",
     "RunTimeout",
     "StartError",
@@ -79,6 +81,10 @@ class StoreWaitEnded(NbsyncError):
 
     No `RuntimeError`, which code that waits for a store often takes for the end of its patience, and waits again.
     """
+
+
+class OperationCutOff(NbsyncError, RuntimeError):
+    """What was waited for (`Work.wait`) had been begun before a cell failed, and was cut off with it."""
 
 
 class CollectiveMismatch(NbsyncError, RuntimeError):

@@ -19,8 +19,8 @@ def share_pages(spec: WorkerSpec, watch: CollectiveWatch, life: int) -> None:
         life: which life of the process groups.
     """
     set_notes(None)  # what was noted in an earlier life means nothing
-    watch.ledger = None
+    watch.underway.ledger = None
     if spec.scratch:
         with suppress(OSError):  # e.g. a full disk: barriers ask the store instead, and less is compared
             set_notes(PageNotes(os.path.join(spec.scratch, "barrier"), spec.world_size, life))
-            watch.ledger = Ledger(os.path.join(spec.scratch, "ledger"), spec.world_size, spec.rank, life)
+            watch.underway.ledger = Ledger(os.path.join(spec.scratch, "ledger"), spec.world_size, spec.rank, life)

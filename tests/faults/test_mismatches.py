@@ -173,7 +173,7 @@ else:
     uncaught._thrown = slowly
     work = dist.irecv(torch.ones(10), 0)
     came.wait(10)
-    watching._held.clear()
+    watching.underway._held.clear()
     del work
     uncaught._thrown = thrown
 """

@@ -1,0 +1,107 @@
+"""What this process has begun and not yet waited for: `async_op=True`, `isend`, `irecv`.
+
+Each rank notes what it begins where the others can read it (see ledger.py), and compares when it has waited for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nbsync.errors import CollectiveMismatch, OperationCutOff
+from nbsync.worker.groups.comparison import tell_difference
+from nbsync.worker.groups.ledger import Entry, Ledger
+from nbsync.worker.groups.operations import Collective, Message
+from nbsync.worker.places import line_of
+
+_SHORT = 200  # characters of what an operation is, besides its line
+_HELD = 64  # messages that nobody has waited for
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What this process has begun.
+
+    Attributes:
+        what: None if that is not known.
+        ranks: whom it concerns.
+        key: by which they know it.
+        must: what they must have noted of it too; None if that is not compared.
+    """
+
+    what: Collective | Message | None
+    ranks: tuple[int, ...]
+    key: str
+    must: str | None
+
+
+_UNKNOWN = Begun(None, (), "", None)
+
+
+class Underway:
+    """The operations of this process that nobody has waited for, by their `Work`.
+
+    Attributes:
+        ledger: where the ranks note what they begin, if there is such a place.
+    """
+
+    def __init__(self) -> None:
+        self.ledger: Ledger | None = None
+        self._begun: WeakKeyDictionary[Any, Begun] = WeakKeyDictionary()
+        self._earlier: WeakKeyDictionary[Any, Begun] = WeakKeyDictionary()  # begun before the groups were healed
+        # A message whose `Work` is dropped before it has flowed would block what comes after it on its connection.
+        self._held: deque[Any] = deque(maxlen=_HELD)
+
+    def forget(self) -> None:
+        """The groups begin a new life: what was under way has been cut off."""
+        self._earlier.update(self._begun)
+        self._begun.clear()
+        self._held.clear()
+
+    def note(self, key: str, must: str, told: str) -> str | None:
+        """Note what is begun, before anything of it can reach another rank. Returns what they must have noted too."""
+        if self.ledger is None:
+            return None
+        checksum = f"{zlib.crc32(must.encode()):x}"
+        self.ledger.note(key, Entry(checksum, f"{told[:_SHORT]} at {line_of(sys._getframe())}"))
+        return checksum
+
+    def hold(self, work: Any) -> Any:
+        """Keep the `Work` of a message until somebody has waited for it."""
+        if work is not None:
+            self._held.append(work)
+        return work
+
+    def keep(self, work: Any, begun: Begun) -> Any:
+        """Know what this `Work` is of."""
+        if work is not None:
+            self._begun[work] = begun
+        return work
+
+    def take(self, work: Any) -> Begun:
+        """What this `Work`, which is waited for now, is of."""
+        with suppress(ValueError):  # not a message, or an old one
+            self._held.remove(work)
+        return self._begun.pop(work, _UNKNOWN)
+
+    def cut_off(self, work: Any) -> OperationCutOff | None:
+        """What to tell of what was under way when an earlier cell failed: gloo tells of a connection only."""
+        begun = self._earlier.get(work)
+        if begun is None or begun.what is None:
+            return None
+        return OperationCutOff(
+            f"this {begun.what.name} was cut off when a cell failed before it had ended. Begin it again"
+        )
+
+    def difference(self, begun: Begun) -> CollectiveMismatch | None:
+        """What there is to tell of what has ended, if not all its ranks meant the same."""
+        if begun.must is None or self.ledger is None:
+            return None
+        noted = self.ledger.read(begun.ranks, begun.key)
+        is_same = all(entry.must == begun.must for entry in noted.values())
+        return None if is_same else CollectiveMismatch(tell_difference(noted))
