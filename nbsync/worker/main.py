@@ -46,6 +46,7 @@ from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.meeting import MeetingPoint
 from nbsync.worker.groups.standing import look_after_groups
+from nbsync.worker.groups.storestarts import StoreStarts
 from nbsync.worker.groups.storewaits import StoreWaits
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.inheritance import forget_inherited_worlds
@@ -183,6 +184,7 @@ class Worker:
         leave_the_prompt()
         self.groups.install()
         self.watch.install()
+        StoreStarts(self.attendant.has_failed_elsewhere).install()
         StoreWaits(self.attendant.has_failed_elsewhere).install()
         use_threads(self.spec.threads)
         show_bars(self.feed, self.streams.owns)

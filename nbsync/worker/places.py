@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import CodeType, FrameType, TracebackType
 
-from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
+from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
 
 _LIBRARIES = tuple(
     {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -29,6 +29,7 @@ _COLLECTIVE_FILES = (
 )
 
 _STORE = os.path.join("nbsync", "worker", "groups", "storewaits.py")
+_STARTS = os.path.join("nbsync", "worker", "groups", "storestarts.py")
 _WATCH = os.path.join("nbsync", "worker", "groups", "watch.py")
 
 
@@ -92,11 +93,14 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
         if code.co_filename.endswith(_WATCH):  # it comes between any operation and who asks for it
             waits = waits or code.co_name == "wait"
             continue
+        name = code.co_name
         if code.co_filename.endswith(_STORE):
-            asked = asked or (f"store.{code.co_name}" if code.co_name in STORE_WAITS else None)
+            asked = asked or (f"store.{name}" if name in STORE_WAITS else None)
+            continue
+        if code.co_filename.endswith(_STARTS):
+            asked = asked or (name if name == STORE_START else None)
             continue
         last = code
-        name = code.co_name
         if code.co_filename.endswith(_COLLECTIVE_FILES):
             if found is None and name not in ("wrapper", "__call__", "_wrapped_func"):
                 found = _SPOKEN.get(name, name)

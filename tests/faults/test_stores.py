@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,56 @@ def test_row_02_wait_for_a_key(pair: Ranks, tmp_path: Path, make: str, wait: str
     error = pair.fail(f"if rank == 0:\n    inject.raise_error('row 2')\n{wait}", "ValueError")
     assert re.search(r"rank 1: waited in store\.\w+ at Cell", error.evalue)
     assert pair.run("store.get(f'here {rank}')").ok().texts == ["[0-1] b'before'"]
+    pair.assert_whole()
+
+
+_STARTS = [
+    pytest.param("dist.TCPStore('127.0.0.1', port)", id="client"),
+    pytest.param("dist.TCPStore('127.0.0.1', port, 2, is_master=True)", id="server"),
+    pytest.param("next(dist.rendezvous(f'tcp://127.0.0.1:{port}', 0, 2))", id="rendezvous"),
+]
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Two ports that are free."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return [one.getsockname()[1], other.getsockname()[1]]
+
+
+@pytest.mark.parametrize("start", _STARTS)
+def test_row_20_start_of_a_store(pair: Ranks, ports: list[int], start: str) -> None:
+    """An interrupt ends it at once, and its port can be taken again."""
+    pair.run(f"import socket\nport = {ports}[rank]").ok()
+    for _ in range(2):
+        error = pair.interrupted(start).failed("KeyboardInterrupt")
+        assert re.search(r"ranks 0-1: interrupted in (TCPStore|rendezvous|_tcp_\w+) at", error.evalue), error.evalue
+    pair.run("socket.create_server(('127.0.0.1', port)).close()").ok()
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("start", _STARTS)
+def test_row_02_start_of_a_store(pair: Ranks, ports: list[int], start: str) -> None:
+    """When another rank raises, nobody waits for its client or server any more."""
+    pair.run(f"import socket\nport = {ports}[rank]").ok()
+    pair.fail(f"if rank == 0:\n    inject.raise_error('row 2')\n{start}", "ValueError")
+    pair.run("socket.create_server(('127.0.0.1', port)).close()").ok()
+    pair.assert_whole()
+
+
+def test_row_20_a_store_that_starts(pair: Ranks, ports: list[int]) -> None:
+    """Server and client find each other, whoever comes first; what nobody answers ends with torch's error."""
+    pair.run(f"import time\nfrom datetime import timedelta\nport = {ports[0]}").ok()
+    for late in (0, 1):
+        cell = f"if rank == {late}: time.sleep(0.3)\nstore = dist.TCPStore('127.0.0.1', port, 2, rank == 0)\n"
+        shown = pair.run(cell + "store.set(str(rank), 'here')\nstore.get(str(1 - rank))")
+        assert shown.ok().texts == ["[0-1] b'here'"]
+        pair.run("del store\ndist.barrier()").ok()
+    alone = "dist.TCPStore('127.0.0.1', port, 2, rank == 0, timedelta(seconds=1))"
+    error = pair.fail(f"if rank == 1: {alone}", "DistNetworkError")
+    assert "The client socket has timed out after 1000ms while trying to connect to (127.0.0.1, " in error.evalue
+    assert "1/2 clients joined" in pair.fail(f"if rank == 0: {alone}", "DistStoreError").evalue
+    assert "incompatible" in pair.fail("dist.TCPStore('127.0.0.1')", "TypeError").evalue
     pair.assert_whole()
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from nbsync.errors import ranks_do
 from nbsync.protocol.messages import Where
-from nbsync.protocol.spec import ASYNCHRONOUS, STORE_WAITS
+from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
 
 # These end by themselves: a barrier with a timeout (else it shows as "barrier"), and what waits for a store, where
-# nobody knows who may yet set the key.
-_HAVE_A_LIMIT = ("wait_for_everyone", *(f"store.{name}" for name in STORE_WAITS))
+# nobody knows who may yet come and set the key.
+_HAVE_A_LIMIT = ("wait_for_everyone", STORE_START, *(f"store.{name}" for name in STORE_WAITS))
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)  # a collective has its name
 _IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses at most
 

@@ -1,0 +1,138 @@
+"""Makes a `TCPStore` so that an interrupt ends that too: in C++ it waits for the others, and looks at no signal.
+
+A client waits for its server, a server for its clients, each for as long as the store's timeout (300 s by default).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from socket import create_connection
+from typing import Any
+
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import DistNetworkError
+
+from nbsync.errors import StoreWaitEnded
+from nbsync.protocol.spec import STORE_START
+from nbsync.worker.pauses import pauses
+
+_NAMES = ("host_name", "port", "world_size", "is_master", "timeout", "wait_for_workers")
+_DEFAULTS = {"world_size": None, "is_master": False, "timeout": timedelta(seconds=300), "wait_for_workers": True}
+_ANSWER = 1.0  # seconds that an address has to accept a connection
+
+
+class StoreStarts:
+    """Replaces the constructor of `TCPStore`, in the main thread.
+
+    Args:
+        is_over: what the main thread works on has failed on another rank.
+    """
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
+        self._main = threading.get_ident()
+
+    def install(self) -> None:
+        """Also for whoever has imported the class already."""
+        kind: Any = TCPStore
+        original = kind.__init__
+
+        def start(store: Any, *args: Any, **kwargs: Any) -> None:
+            given = _DEFAULTS | dict(zip(_NAMES, args, strict=False)) | kwargs
+            is_ours = threading.get_ident() == self._main and _is_sound(given)
+            try:
+                if is_ours and _awaits_clients(given):
+                    self._await_clients(given, lambda: original(store, *args, **kwargs))
+                    return
+                if is_ours and not given["is_master"]:
+                    self._await_server(given)
+                original(store, *args, **kwargs)
+            except BaseException:
+                del store  # the traceback would keep it, and its port
+                raise
+
+        start.__code__ = start.__code__.replace(co_name=STORE_START)  # by which it is told where a rank waits
+        start.__doc__ = original.__doc__
+        kind.__init__ = start
+
+    def _await_server(self, given: dict[str, Any]) -> None:
+        """Return when there is somebody to connect to.
+
+        Raises:
+            DistNetworkError: there was nobody within the store's timeout; in torch's words.
+        """
+        address, limit = (given["host_name"], given["port"]), given["timeout"]
+        deadline = time.monotonic() + limit.total_seconds()
+        for pause in self._turns(address):
+            with suppress(OSError):
+                create_connection(address, _ANSWER).close()
+                return
+            if time.monotonic() >= deadline:
+                raise DistNetworkError(
+                    f"The client socket has timed out after {limit // timedelta(milliseconds=1)}ms "
+                    f"while trying to connect to ({address[0]}, {address[1]})."
+                )
+            time.sleep(pause)
+
+    def _await_clients(self, given: dict[str, Any], make: Callable[[], None]) -> None:
+        """Make the server in another thread, which is freed if this one is interrupted."""
+        errors: list[Exception] = []
+        ended = (
+            threading.Event()
+        )  # to join the thread is no way: an interrupt in that lets CPython 3.11 take it for dead
+
+        def attempt() -> None:
+            try:
+                make()
+            except Exception as error:  # torch's, for whoever wanted the store
+                errors.append(error)
+            ended.set()
+
+        threading.Thread(target=attempt, daemon=True).start()
+        address = given["host_name"], given["port"]
+        with _freed(address, given["world_size"], ended):
+            for pause in self._turns(address):
+                if ended.wait(pause):
+                    break
+        if errors:
+            raise errors[0]
+
+    def _turns(self, address: tuple[str, int]) -> Iterator[float]:
+        for pause in pauses():
+            if self._is_over():
+                raise StoreWaitEnded(
+                    f"the start of a store at {address[0]}:{address[1]} was ended: another rank failed"
+                )
+            yield pause
+
+
+def _is_sound(given: dict[str, Any]) -> bool:
+    """Whether torch would take these arguments; if not, it says so better."""
+    kinds = {"host_name": str, "port": int, "timeout": timedelta}
+    return all(isinstance(given.get(name), kind) for name, kind in kinds.items())
+
+
+def _awaits_clients(given: dict[str, Any]) -> bool:
+    return bool(given["is_master"] and given["wait_for_workers"] and given["world_size"] and given["port"])
+
+
+@contextmanager
+def _freed(address: tuple[str, int], clients: int, ended: threading.Event) -> Iterator[None]:
+    """If what is done here is cut off, let the server have its clients: it ends, and lets its port go."""
+    try:
+        yield
+    except BaseException:
+        threading.Thread(target=_join, args=(address, clients, ended), daemon=True).start()
+        ended.wait(_ANSWER)
+        raise
+
+
+def _join(address: tuple[str, int], clients: int, ended: threading.Event) -> None:
+    for _ in range(clients):
+        if not ended.is_set():
+            with suppress(RuntimeError):  # it has its clients by now
+                TCPStore(*address, clients, timeout=timedelta(seconds=_ANSWER))
