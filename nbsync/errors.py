@@ -171,7 +171,8 @@ class WorkerError(NbsyncError):
             self._take_over(original)
 
     def _take_over(self, original: BaseException) -> None:
-        """Have what code reads from the original, as `error.errno`, also where it lives in C."""
+        """Have what code reads from the original, as `error.args` and `error.errno`, also where it lives in C."""
+        self.args = original.args
         for name, value in vars(original).items():
             self.__dict__.setdefault(name, value)
         members = {

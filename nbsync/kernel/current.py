@@ -24,6 +24,8 @@ def session() -> Session:
     Raises:
         NoSession: there is none.
     """
+    if in_worker():
+        raise NoSession("this is a rank: the session belongs to the notebook, and is there in ordinary cells")
     if _current is None or not _current.is_running:
         raise NoSession("there is no session: `%nbsync start` starts one, and so does the first %%distributed cell")
     return _current

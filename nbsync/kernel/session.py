@@ -230,7 +230,7 @@ class Session:
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
         fleet, variables = self._fleet, checked_variables(values)
-        packed, sources = pack(variables, fleet.common), sources_of(variables.values())
+        packed, sources = pack(variables, fleet.common, variables), sources_of(variables.values())
         raise_for(fleet, ask(fleet, lambda n: Push(n, packed, sources), ranks, make_sink(), note="receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:

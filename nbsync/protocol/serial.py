@@ -66,6 +66,7 @@ class Common:
 _common = Common()  # of this worker; the kernel has one for each world, and passes it
 _in_use = threading.local()
 _RLOCK = type(threading.RLock())
+_DEEPEST = 6  # steps from a value to the part that is named
 
 
 def set_common(common: Common) -> None:
@@ -83,8 +84,12 @@ class Unfamiliar(Exception):
     """A pickle holds something of which it is not known that it is harmless; the argument names it."""
 
 
-def pack(value: Any, common: Common | None = None) -> Payload:
-    """Pickle a user's object. `common` is what both sides know by name; in a worker it is known.
+def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | None = None) -> Payload:
+    """Pickle a user's object.
+
+    Args:
+        common: what both sides know by name; in a worker it is known.
+        named: the parts of `value`, by what the user calls them; by default it is "the value".
 
     Raises:
         TransferError: it cannot be pickled; the message names the part and its type.
@@ -94,7 +99,7 @@ def pack(value: Any, common: Common | None = None) -> Payload:
     try:
         Pickler(file, common or _common, buffers.append).dump(value)
     except Exception as error:  # a user's __reduce__ may raise anything
-        path, culprit = _find_culprit(value)
+        path, culprit = _find_culprit(named or {"the value": value})
         raise TransferError(
             f"{path} of type {type(culprit).__qualname__} cannot be sent between processes: "
             f"{type(error).__name__}: {error}"
@@ -216,12 +221,16 @@ def _torch() -> Any:
     return import_module("torch")
 
 
-def _find_culprit(value: Any, path: str = "the value", depth: int = 0) -> tuple[str, Any]:
+def _find_culprit(named: Mapping[str, Any]) -> tuple[str, Any]:
     """The innermost part that cannot be pickled, by the path that leads to it."""
-    for step, part in _parts(value) if depth < 6 else ():
-        if not _packs(part):
-            return _find_culprit(part, path + step, depth + 1)
-    return path, value
+    culprits = (item for item in named.items() if not _packs(item[1]))
+    path, culprit = next(culprits, next(iter(named.items())))
+    for _ in range(_DEEPEST):
+        inner = next(((step, part) for step, part in _parts(culprit) if not _packs(part)), None)
+        if inner is None:
+            break
+        path, culprit = path + inner[0], inner[1]
+    return path, culprit
 
 
 def path_to(part: Any, value: Any, path: str = "the value", depth: int = 0) -> str | None:

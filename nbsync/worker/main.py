@@ -56,7 +56,7 @@ from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
 from nbsync.worker.pages import share_pages
-from nbsync.worker.places import end_at_users_line
+from nbsync.worker.places import keep_users_lines
 from nbsync.worker.recorder import Recorder
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
@@ -267,7 +267,7 @@ class Worker:
             case Pull(_, names):
                 wanted = [eval(name, self.shell.namespace) for name in names]
                 with self.recorder.pickling(", ".join(names), wanted):
-                    return CellOutcome(), pack(wanted)
+                    return CellOutcome(), pack(wanted, named=dict(zip(names, wanted, strict=True)))
             case Heal(_, life):
                 self.watch.forget()
                 share_pages(self.spec, self.watch, life)
@@ -295,7 +295,7 @@ class Worker:
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
         self._follows = follows = follows_from_others(error, released=self.attendant.was_released(run))
         if isinstance(error, NbsyncError) and not follows:  # its message says all; under the user's line it is ours
-            end_at_users_line(error)
+            keep_users_lines(error)
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
             return True
         if run is not None and not follows:

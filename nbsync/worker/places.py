@@ -74,15 +74,25 @@ def line_of(frame: FrameType | None) -> str:
     return describe_line(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
 
 
-def end_at_users_line(error: BaseException) -> None:
-    """Cut off the library's frames under the user's last line, where they tell the user nothing."""
-    last, trace = None, error.__traceback__
+def keep_users_lines(error: BaseException) -> None:
+    """Cut off the library's frames around the user's lines, where they tell the user nothing; also of the cause."""
+    error.__traceback__ = _users_part(error.__traceback__)
+    if error.__cause__ is not None:
+        error.__cause__.__traceback__ = _users_part(error.__cause__.__traceback__)
+        if error.__cause__.__traceback__ is None:
+            error.__cause__ = None
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """From the user's first line to the last; None if there is no such line."""
+    first = last = None
     while trace is not None:
         if is_users(trace.tb_frame.f_code):
-            last = trace
+            first, last = first or trace, trace
         trace = trace.tb_next
     if last is not None:
         last.tb_next = None
+    return first
 
 
 def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:

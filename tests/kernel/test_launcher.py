@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -506,6 +507,17 @@ def test_traceback_in_the_notebook(notebook: Notebook) -> None:
     assert error.evalue == "ranks 0-1: ZeroDivisionError: division by zero"
     assert "----> 4     return y / 0  # divides" in error.traceback
     assert "nbsync/" not in error.traceback
+
+
+def test_traceback_of_what_cannot_be_sent(notebook: Notebook) -> None:
+    """Of all the frames that pickle it, those of the user's code are shown."""
+    notebook.run("from nbsync import notebook_launcher\nclass Bad:\n    def __reduce__(self): 1 / 0  # bad").ok()
+    error = notebook.run("notebook_launcher(lambda: {'deep': [Bad()]}, (), 2)").failed("TransferError")
+    assert "the value['deep'][0] of type Bad cannot be sent between processes: ZeroDivisionError" in error.evalue
+    assert "----> 3     def __reduce__(self): 1 / 0  # bad" in error.traceback
+    error = notebook.run("notebook_launcher(lambda: (i for i in range(3)), (), 2)").failed("TransferError")
+    assert "the value of type generator cannot be sent" in error.traceback
+    assert not re.search("File|dill|pickle.py", error.traceback)
 
 
 # ---- output ----

@@ -53,7 +53,7 @@ def test_attributes_of_the_original(live: Notebook) -> None:
         "    except Exception as error:\n        return error"
     ).ok()
     assert live.run("catch('open(\"/nowhere\")').original.errno").ok().texts == ["2"]
-    assert live.run("catch('{}[\"k\"]').original.args").ok().texts == ["('k',)"]
+    assert live.run("catch('{}[\"k\"]').args").ok().texts == ["('k',)"]
     assert live.run("'k' in str(catch('{}[\"k\"]'))").ok().texts == ["True"]
 
 
