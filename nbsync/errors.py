@@ -22,6 +22,7 @@ An interrupt is a `KeyboardInterrupt`, as everywhere in Python; `Interrupted` ad
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -50,6 +51,14 @@ __all__ = [
 
 class NbsyncError(Exception):
     """The base of all errors of nbsync."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows (its documented hook): the user's lines, since of ours the message says all."""
+        from nbsync.protocol.userlines import keep_users_lines
+
+        keep_users_lines(self)
+        shell = sys.modules["IPython"].get_ipython()
+        return list(shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__, tb_offset=0))
 
 
 class UsageError(NbsyncError, ValueError):
@@ -198,7 +207,7 @@ class WorkerError(NbsyncError):
         return (_rebuild_worker_error, (_plain_class(type(self)), self.__dict__ | {"original": None}))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows instead of the frames of this process (its documented hook)."""
+        """The rank's traceback in place of this process's."""
         heading = f"{describe_ranks(self.ranks)} raised {self.type_name}"
         return [heading, *self.traceback_lines, *self.others] if self.traceback_lines else [str(self)]
 

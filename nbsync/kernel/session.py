@@ -24,7 +24,7 @@ from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.glance import describe_stacks, describe_world
 from nbsync.kernel.supervision.mend import refill
 from nbsync.protocol.messages import Pull, Push, RunCall, RunCell, Where
-from nbsync.protocol.serial import pack
+from nbsync.protocol.serial import pack, pack_call
 from nbsync.protocol.spec import Call
 
 
@@ -208,7 +208,7 @@ class Session:
             TransferError: the function, an argument or a returned value cannot be sent.
             Others as `run_cell`.
         """
-        call = pack((function, args, kwargs), self._fleet.common)
+        call = pack_call(function, args, kwargs, self._fleet.common)
         sources = sources_of([function, *args, *kwargs.values()])
         note = f"runs {_name(function)}()"
         return ask_for_values(self._fleet, lambda n: RunCall(n, call, sources), ranks, note=note, timeout=timeout)

@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
@@ -105,6 +105,11 @@ def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | No
             f"{type(error).__name__}: {error}"
         ) from error
     return Payload(file.getvalue(), tuple(buffers))
+
+
+def pack_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], common: Common) -> Payload:
+    """Pickle a function with its arguments; raises as `pack`."""
+    return pack((function, args, kwargs), common, {"the function": function, "args": args, "kwargs": kwargs})
 
 
 def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[..., Any] = dill.Unpickler) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Where
 from nbsync.protocol.spec import ASYNCHRONOUS
+from nbsync.protocol.userlines import is_users
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.operations import Collective, Message
@@ -30,7 +31,7 @@ from nbsync.worker.groups.stillness import Stillness
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
-from nbsync.worker.places import collective_in, describe_file, is_users, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, describe_file, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after the cut: what is still blocked then waits for the store, not for a peer

@@ -36,6 +36,7 @@ from nbsync.protocol.messages import (
 )
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
+from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import process
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
@@ -56,7 +57,6 @@ from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
 from nbsync.worker.pages import share_pages
-from nbsync.worker.places import keep_users_lines
 from nbsync.worker.recorder import Recorder
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell

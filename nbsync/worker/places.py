@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from types import CodeType, FrameType, TracebackType
 
 from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
+from nbsync.protocol.userlines import is_users
 
-_LIBRARIES = tuple(
-    {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {os.path.join(os.path.dirname(os.path.dirname(__file__)), "")}
-)
 _SPOKEN = {"wait_at_barrier": "wait_for_everyone", "_pre_forward": "DDP's forward"}
 _COLLECTIVE_FOLDERS = (
     os.path.join("torch", "distributed", ""),
@@ -51,16 +46,6 @@ def first_line(code: CodeType) -> int:
     return next((line for _, _, line in code.co_lines() if line), code.co_firstlineno)
 
 
-def is_users(code: CodeType) -> bool:
-    """Whether this is code of the notebook or of the user's files, not of a library."""
-    return _is_users_file(code.co_filename)
-
-
-@lru_cache
-def _is_users_file(name: str) -> bool:
-    return not name.startswith(_LIBRARIES) and not (name.startswith("<") and "ipython-input" not in name)
-
-
 def users_line(frames: Iterable[tuple[CodeType, int]]) -> str:
     """The innermost line of the user's code, or "" when there is none. Frames come outermost first."""
     mine = [(code, line) for code, line in frames if is_users(code)]
@@ -72,27 +57,6 @@ def line_of(frame: FrameType | None) -> str:
     while frame is not None and not is_users(frame.f_code):
         frame = frame.f_back
     return describe_line(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
-
-
-def keep_users_lines(error: BaseException) -> None:
-    """Cut off the library's frames around the user's lines, where they tell the user nothing; also of the cause."""
-    error.__traceback__ = _users_part(error.__traceback__)
-    if error.__cause__ is not None:
-        error.__cause__.__traceback__ = _users_part(error.__cause__.__traceback__)
-        if error.__cause__.__traceback__ is None:
-            error.__cause__ = None
-
-
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """From the user's first line to the last; None if there is no such line."""
-    first = last = None
-    while trace is not None:
-        if is_users(trace.tb_frame.f_code):
-            first, last = first or trace, trace
-        trace = trace.tb_next
-    if last is not None:
-        last.tb_next = None
-    return first
 
 
 def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:

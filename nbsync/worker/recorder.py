@@ -11,8 +11,9 @@ from types import CodeType
 from typing import Any, NoReturn
 
 from nbsync.protocol.blackbox import BlackBox, Statement
+from nbsync.protocol.userlines import is_users
 from nbsync.worker.interrupts import Interrupts
-from nbsync.worker.places import describe_file, first_line, is_users, walk_stack
+from nbsync.worker.places import describe_file, first_line, walk_stack
 
 
 class Recorder:

@@ -518,6 +518,11 @@ def test_traceback_of_what_cannot_be_sent(notebook: Notebook) -> None:
     error = notebook.run("notebook_launcher(lambda: (i for i in range(3)), (), 2)").failed("TransferError")
     assert "the value of type generator cannot be sent" in error.traceback
     assert not re.search("File|dill|pickle.py", error.traceback)
+    call = "notebook_launcher(print, ((i for i in range(3)),), 2, start_method='spawn')"
+    error = notebook.run(call).failed("TransferError")
+    assert error.evalue.startswith("args[0] of type generator cannot be sent")
+    assert f"----> 1 {call}" in error.traceback
+    assert not re.search("File|dill|pickle.py", error.traceback)
 
 
 # ---- output ----

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.protocol.luggage import CALL, Settings, Variables, write_luggage
-from nbsync.protocol.serial import Common, pack
+from nbsync.protocol.serial import Common, pack_call
 from nbsync.protocol.spec import Call, WorkerSpec
 
 _TRAITS = ("colors", "ast_node_interactivity", "autoawait")
@@ -35,8 +35,8 @@ def pack_notebook(file: BinaryIO, specs: Sequence[WorkerSpec], inherited: Call |
     users = notebook_variables()
     values = {CALL: inherited} | users if inherited else users
     variables = Variables.pack(values)
-    if CALL in variables.missing:
-        pack(inherited, Common())  # raises, and names the part
+    if inherited is not None and CALL in variables.missing:
+        pack_call(*inherited, Common())  # raises, and names the part
         raise AssertionError("packed alone, and not with the others")
     common.forget(variables.missing)
     _tell_missing(variables.missing)

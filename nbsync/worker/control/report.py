@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Protocol
 
-from nbsync.worker.places import describe_line, is_users
+from nbsync.protocol.userlines import is_users
+from nbsync.worker.places import describe_line
 
 
 class Reporter(Protocol):
