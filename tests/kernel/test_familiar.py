@@ -87,7 +87,9 @@ def test_familiar(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [Hooked(), FullError("text"), Crashing("never", ""), re.compile("a"), lambda: 1], ids=repr
+    "value",
+    [Hooked(), FullError("text"), Crashing("never", ""), re.compile("a"), lambda: 1],
+    ids=lambda value: type(value).__name__,
 )
 def test_unfamiliar(value: Any) -> None:
     """What runs code of somebody's own is tried first; then it arrives all the same."""
