@@ -7,6 +7,7 @@ written into both pipes; the kernel waits at it until all sources have come that
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -35,11 +36,13 @@ class Streams:
         self._count = 0
         self._forked = False
         self._last: _RankStream | None = None
+        self._closed: set[int] = set()
         self._inherited = inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (self._fds[0], 1), (self._fds[1], 2)):
             os.dup2(source, target)
         os.close(null)
+        self._keep_numbers()
         self.out, self.err = _RankStream(1, self), _RankStream(2, self)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115  # stays open as long as the process
         sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
@@ -87,12 +90,35 @@ class Streams:
         for stream, fd in zip((self.out, self.err), self._fds, strict=True):
             if stream.closed:
                 continue
+            number = stream.fileno()
+            if number in self._closed:
+                self._closed.discard(number)
+                os.dup2(fd, number)
             try:
-                os.fstat(stream.fileno())
+                os.fstat(number)
                 stream.flush()
-            except OSError:  # the user closed the descriptor, or turned it to what takes no more: here again, then
-                os.dup2(fd, stream.fileno())
+            except OSError:  # C code closed the descriptor, or the user turned it to what takes no more
+                os.dup2(fd, number)
                 stream.flush()
+
+    def _keep_numbers(self) -> None:
+        """Let nothing else become descriptor 1 or 2 when the user closes them: what he prints would go there.
+
+        Until the next fence nothing can be written to a closed one, as it should be.
+        """
+        close = os.close
+
+        def close_but_keep(fd: int) -> None:
+            if self._forked or fd not in (1, 2):
+                close(fd)
+                return
+            self._closed.add(fd)
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(null, fd)
+            close(null)
+
+        functools.update_wrapper(close_but_keep, close)
+        os.close = close_but_keep
 
     def _turn(self, stream: _RankStream) -> None:
         """`stream` is about to write: keep its place relative to the other one."""

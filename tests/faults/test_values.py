@@ -323,6 +323,23 @@ def test_row_34_closed_stdio(pair: Ranks) -> None:
     pair.notebook.run("%nbsync restart").ok()
 
 
+def test_row_34_closed_by_hand(pair: Ranks) -> None:
+    """To print to a closed descriptor is an error; nothing else gets its number, and the next cell prints again."""
+    pair.run("import os, errno, socket\ndist.barrier()").ok()
+    for fd in (1, 2):
+        cell = f"""
+            os.close({fd})
+            taken = socket.socket().fileno()
+            try: print("lost", file=sys.{"stdout" if fd == 1 else "stderr"})
+            except OSError as error: found = error.errno == errno.EBADF
+            dist.barrier()"""
+        pair.run("import sys\nif True:" + cell).ok()
+        assert pair.run("print('here'); found, taken > 2").ok().stdout == "[0-1] here\n"
+        assert pair.run("found, taken > 2").ok().texts == ["[0-1] (True, True)"]
+        assert pair.run("print('there', file=sys.stderr)").ok().stderr == "[0-1] there\n"
+    pair.assert_whole()
+
+
 def test_row_34_prints_to_what_takes_nothing(pair: Ranks) -> None:
     """It is an error in the cell; the rank lives on."""
     pair.fail(
