@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 demo: setup
 	$(BIN)/python notebooks/run.py notebooks/quickstart.ipynb $(EXECUTED)
 
+# Two modules at a time, in their order: half of what a test does is to wait.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu

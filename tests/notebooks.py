@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import secrets
+import shutil
 import signal
+import string
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -300,12 +304,14 @@ class Notebook:
 
     def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
         self.folder = folder
-        self.tmp = folder / "tmp"
+        # Short, since sockets lie in it; and with no digits, which could be taken for a process's number.
+        self.tmp = Path(tempfile.gettempdir(), "kernel-" + "".join(random.choices(string.ascii_lowercase, k=12)))
+        self.tmp.mkdir(mode=0o700)
         self.mark = f"{MARK}={secrets.token_hex(8)}"
         self.is_usable = True
         self._is_shut_down = False
         self._cell: _Cell | None = None
-        for name in ("ipython", "runtime", "config", "data", "tmp", "work"):
+        for name in ("ipython", "runtime", "config", "data", "work"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self._shm_before = set(os.listdir("/dev/shm"))
         self._tmp_before = set(os.listdir("/tmp"))
@@ -478,6 +484,7 @@ class Notebook:
         in_tmp = {name for name in in_tmp if not name.startswith("nbsync-")}  # of a session with another TMPDIR
         in_shm = {name for name in set(os.listdir("/dev/shm")) - self._shm_before if _is_ours(name, pids)}
         assert not in_tmp | in_shm, f"left in /tmp and /dev/shm: {in_tmp | in_shm}"
+        shutil.rmtree(self.tmp)
 
 
 def _is_ours(name: str, pids: set[int]) -> bool:

@@ -23,7 +23,8 @@ from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 
 _log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"nbsync-[0-9a-f]{8}")  # short: sockets lie in it, whose paths have at most 107 bytes
+_NAME = re.compile(r"nbsync-[0-9a-f]{8}")
+_LONGEST = 107 - len("/nbsync-01234567/listener-01234567")  # bytes before that: sockets, whose paths are limited
 _MARK = ".nbsync-session"  # a file in it: a folder without it is not ours, whatever its name
 _MOST_LEFT = 5  # folders that outlive their sessions
 _SETTLED = 60.0  # seconds after which a folder without a lock is nobody's: its owner locks it right after making it
@@ -36,7 +37,7 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.gettempdir(), f"nbsync-{secrets.token_hex(4)}")
+        self.path = Path(_parent(), f"nbsync-{secrets.token_hex(4)}")
         self._lock = -1
 
     def make(self) -> None:
@@ -72,6 +73,13 @@ class Scratch:
             self._lock = -1
 
 
+def _parent() -> str:
+    """The folder for temporary files; a shorter one where the sockets of DataLoader workers would not fit in it."""
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(usual)) <= _LONGEST
+    return usual if is_short or not os.access("/tmp", os.W_OK | os.X_OK) else "/tmp"
+
+
 _left: list[Scratch] = []
 
 
@@ -87,7 +95,7 @@ os.register_at_fork(after_in_child=_left.clear)  # they are the kernel's
 @cache
 def sweep() -> None:
     """Remove the folders of kernels that are gone, and that nobody else has removed: once in this process."""
-    with os.scandir(tempfile.gettempdir()) as entries:
+    with os.scandir(_parent()) as entries:
         mine = [entry.path for entry in entries if _NAME.fullmatch(entry.name) and _is_settled(entry)]
     for path in mine:
         with suppress(OSError):  # gone meanwhile, or no folder of ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -29,8 +30,9 @@ def _age(path: Path) -> None:
 
 
 def test_sweep_removes_what_a_gone_kernel_left_and_nothing_of_the_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = tmp_path_factory.mktemp("tmp")  # short: else it would not be used
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left, used = scratch.Scratch(), scratch.Scratch()
     left.make()
@@ -48,6 +50,19 @@ def test_sweep_removes_what_a_gone_kernel_left_and_nothing_of_the_users(
     assert all((path / "checkpoint.pt").exists() for path in users)
     used.remove()
     assert not used.path.exists()
+
+
+def test_sockets_fit_into_the_folder_wherever_temporary_files_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("short", "l" * 50, "l" * 150):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+        with socket.socket(socket.AF_UNIX) as listener:
+            folder = scratch.Scratch()
+            folder.path.parent.mkdir(exist_ok=True)
+            folder.make()
+            listener.bind(str(folder.path / "listener-01234567"))
+            folder.remove()
 
 
 def _is_gone(pid: int) -> bool:
