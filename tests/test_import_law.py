@@ -88,9 +88,10 @@ def test_kernel_imports_the_worker_only_by_its_entry_point(path: Path) -> None:
 
 @pytest.mark.parametrize("path", **_ids([path for path in MODULES if not _place(path).startswith("notebook/")]))
 def test_only_notebook_knows_the_front_end(path: Path) -> None:
-    """IPython and ipywidgets are imported by `notebook` alone, but for a worker's shell, tracebacks and bars."""
+    """IPython and ipywidgets are imported by `notebook` alone, but for a worker's shell and what it shows."""
     allowed = {
         "worker/shell.py": ("IPython.core",),
+        "worker/displays.py": ("IPython.core",),
         "worker/tracebacks.py": ("IPython.core",),
         "worker/libraries/bars.py": ("tqdm.notebook",),
     }.get(_place(path), ())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from types import CodeType
+from typing import NamedTuple
 
 from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, describe_limit
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
+from nbsync.worker.groups.ledger import Entry, Ledger
 from nbsync.worker.places import collective_in, users_line, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
@@ -27,6 +29,7 @@ def describe(
     error: BaseException,
     rendered: Sequence[str],
     *,
+    caught: float,
     follows: bool,
     interrupted: bool = False,
     doing: str = "",
@@ -35,26 +38,53 @@ def describe(
 
     Args:
         rendered: its traceback as IPython shows it.
+        caught: when, by the monotonic clock.
         follows: it only follows from others, as `follows_from_others` told when it was raised: since then this rank
             may have been released for its own failure.
         interrupted: an interrupt was asked for in this run.
         doing: what the rank was doing with a value, outside the user's own lines.
     """
-    frames = list(walk_traceback(error.__traceback__))
-    before = _frames_before(error)
+    what = identify(error, doing)
     return Failure(
         module=type(error).__module__,
-        type_name=type(error).__qualname__,
-        message=_text(error),
+        type_name=what.type_name,
+        message=what.message,
         traceback=tuple(rendered),
-        time=time.monotonic(),
-        where=", while it ".join(filter(None, (users_line(frames) or users_line(before), doing))),
-        waiting_in=collective_in(frames) or collective_in(before),
+        time=caught,
+        where=what.where,
+        waiting_in=collective_in(walk_traceback(error.__traceback__)) or collective_in(_frames_before(error)),
         is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=_pack_exception(error),
         memory_limit=memory_limit() if is_out_of_memory(error) else None,
     )
+
+
+class Identity(NamedTuple):
+    """What is equal for ranks that have raised the same error."""
+
+    type_name: str
+    message: str
+    where: str
+
+
+def identify(error: BaseException, doing: str) -> Identity:
+    """What the kernel compares of `Failure`s; `doing` as in `describe`."""
+    line = users_line(walk_traceback(error.__traceback__)) or users_line(_frames_before(error))
+    return Identity(type(error).__qualname__, _text(error), ", while it ".join(filter(None, (line, doing))))
+
+
+def is_rendered_elsewhere(told: Identity, ledger: Ledger | None, rank: int, run: int) -> bool:
+    """Whether a lower rank has raised the same in this run: to render takes long, and one traceback is shown.
+
+    Args:
+        ledger: where the ranks note it, if there is such a place.
+    """
+    if ledger is None:
+        return False
+    entry = Entry(f"{zlib.crc32(repr(told).encode()):x}", "")
+    ledger.note(f"raised/{run}", entry)
+    return entry in ledger.read(range(rank), f"raised/{run}").values()
 
 
 def follows_from_others(error: BaseException, *, released: bool) -> bool:

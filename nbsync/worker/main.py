@@ -42,7 +42,7 @@ from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
-from nbsync.worker.failure import describe, follows_from_others
+from nbsync.worker.failure import describe, follows_from_others, identify, is_rendered_elsewhere
 from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.meeting import MeetingPoint
@@ -144,7 +144,7 @@ class Worker:
         self.recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
         self.recorder.install()
         self.shell = WorkerShell(self._post, self._on_error, self.recorder.note)
-        self._follows = False  # the error at hand only follows from another rank's
+        self._caught, self._follows = 0.0, False  # when the error at hand was, and whether it follows from another's
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -172,7 +172,8 @@ class Worker:
         try:
             step()
         except Exception as error:  # it must reach the user, whatever it is
-            return describe(error, self.shell.render(error), follows=follows_from_others(error, released=False))
+            follows = follows_from_others(error, released=False)
+            return describe(error, self.shell.render(error), caught=time.monotonic(), follows=follows)
         return None
 
     def _settle(self) -> None:
@@ -220,7 +221,7 @@ class Worker:
         failure: Failure | None = None
         self.feed.begin(isinstance(request, Work) and request.show_bars)
         self.recorder.doing = ""
-        self._follows = False
+        self._caught, self._follows = 0.0, False
         try:
             with self.interrupts.open(run):
                 outcome, value = self._perform(request)
@@ -291,6 +292,7 @@ class Worker:
         return self.shell.render(error, skip)
 
     def _on_error(self, error: BaseException, run: int | None = None) -> bool:
+        self._caught = time.monotonic()
         explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
         self._follows = follows = follows_from_others(error, released=self.attendant.was_released(run))
@@ -298,9 +300,11 @@ class Worker:
             keep_users_lines(error)
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
             return True
-        if run is not None and not follows:
-            self.channel.send(Raised(run))
-        return follows
+        if run is None or follows:
+            return follows
+        self.channel.send(Raised(run))
+        told = identify(error, self.recorder.doing)
+        return is_rendered_elsewhere(told, self.watch.underway.ledger, self.spec.rank, run)
 
     def _describe(self, outcome: CellOutcome, run: int) -> Failure | None:
         if outcome.error is None:
@@ -308,6 +312,7 @@ class Worker:
         return describe(
             outcome.error,
             outcome.traceback,
+            caught=self._caught or time.monotonic(),
             follows=self._follows,
             interrupted=self.interrupts.was_asked(run),
             doing=self.recorder.doing,

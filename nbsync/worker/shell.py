@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import getpass
-import json
 import linecache
 import os
 import sys
@@ -19,19 +19,15 @@ from typing import Any
 
 from IPython.core import interactiveshell
 from IPython.core.display_trap import DisplayTrap
-from IPython.core.displayhook import DisplayHook
-from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from nbsync.protocol.messages import ClearOutput, Display, Source
+from nbsync.worker.displays import Bundle, Hook, Publisher, plain, presentable
 from nbsync.worker.tracebacks import note_modules
 
-Bundle = tuple[dict[str, Any], dict[str, Any]]
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
-_MOST_TEXT = 1_000_000  # characters of one text that are shown
 _END_CELLS = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")  # where IPython tells of a cell's error
-_WIDGET = "application/vnd.jupyter.widget-view+json"  # its model lives in the rank, out of the browser's reach
 
 
 @dataclass
@@ -60,13 +56,15 @@ class WorkerShell:
     ) -> None:
         self._post, self._on_error = post, on_error
         self.shell: Any = _inherited_shell()
-        self._hook = _Hook(self.shell, self._show)
+        self._hook = Hook(self.shell, self._show)
         self._traceback: list[str] = []
         self._ends_cell = True
+        self._depth = 0  # of cells that run cells, as `%%capture` does
         shell = self.shell
-        shell.display_pub = _Publisher(self._show, self._clear)
+        shell.display_pub = Publisher(self._show, self._clear)
         shell.displayhook = sys.displayhook = self._hook
         shell.display_trap = DisplayTrap(hook=self._hook)  # the inherited one is in use: the fork was made in a cell
+        shell.run_cell = self._one_deeper(shell.run_cell)
         self._render_and_show = shell.showtraceback
         shell.showtraceback = self._show_traceback
         shell._showtraceback = self._keep_traceback
@@ -92,7 +90,7 @@ class WorkerShell:
         """Run a cell as IPython does: magics, await, last expression, tracebacks with its source."""
         self.shell.execution_count = execution_count
         self._hook.begin(code)
-        self._traceback, self._ends_cell = [], True
+        self._traceback = []
         outcome = self.shell.run_cell(code, store_history=False)
         error = outcome.error_before_exec or outcome.error_in_exec
         outcome.error_before_exec = outcome.error_in_exec = None  # a frame of the error's traceback holds `outcome`
@@ -132,7 +130,8 @@ class WorkerShell:
         """
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
         caller = sys._getframe(1).f_code
-        self._ends_cell = caller.co_filename == interactiveshell.__file__ and caller.co_name in _END_CELLS
+        is_cells = caller.co_filename == interactiveshell.__file__ and caller.co_name in _END_CELLS
+        self._ends_cell = is_cells and self._depth == 1
         if self._ends_cell:
             kwargs.pop("exception_only", None)  # IPython thinks the name of a `SystemExit` enough
         if self._ends_cell and (error is None or self._on_error(error)):
@@ -144,11 +143,26 @@ class WorkerShell:
             note_modules(error.__traceback__)
         self._render_and_show(exc_tuple, *args, **kwargs)
 
+    def _one_deeper(self, run_cell: Callable[..., Any]) -> Callable[..., Any]:
+        """Errors of a cell in the cell are shown, as in Jupyter, and do not end it."""
+
+        @functools.wraps(run_cell)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            self._ends_cell = self._depth == 1
+            try:
+                return run_cell(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                self._ends_cell = True
+
+        return run
+
     def _keep_traceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
         if self._ends_cell:
             self._traceback = list(stb)
-        else:  # a repr that raised, or user code that shows an error it has caught
-            print("\n".join(stb), file=sys.stderr)
+        else:  # a repr that raised, user code that shows an error it has caught, a cell in the cell
+            print("\n".join(stb), file=sys.stderr if self._depth == 1 else sys.__stderr__)  # past `%%capture`
 
     def _show(
         self,
@@ -157,94 +171,12 @@ class WorkerShell:
         display_id: str | None = None,
         update: bool = False,
     ) -> None:
-        shown, about = _presentable(data), _plain(metadata or {})
+        shown, about = presentable(data), plain(metadata or {})
         if shown:
             self._post(lambda fence: Display(fence, shown, about, display_id, update))
 
     def _clear(self, wait: bool) -> None:
         self._post(lambda fence: ClearOutput(fence, wait))
-
-
-def _presentable(data: dict[str, Any]) -> dict[str, Any]:
-    """A mime bundle in plain data, which any process can take."""
-    plain = {
-        str(kind): value if isinstance(value, str | bytes) else _plain(value)
-        for kind, value in data.items()
-        if kind != _WIDGET
-    }
-    text = plain.get("text/plain")
-    if isinstance(text, str) and len(text) > _MOST_TEXT:
-        plain["text/plain"] = f"{text[:_MOST_TEXT]}... ({len(text) - _MOST_TEXT:,} more characters)"
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, default=repr))
-    except (TypeError, ValueError):  # keys that are no strings, a value that contains itself
-        return repr(value)
-
-
-class _Hook(DisplayHook):  # type: ignore[misc]  # traitlets
-    """Keeps the last expression for the cell's end; earlier ones (ast_node_interactivity="all") show at once."""
-
-    def __init__(self, shell: InteractiveShell, show: Callable[..., None]) -> None:
-        super().__init__(shell=shell, cache_size=shell.cache_size)
-        self._show_bundle = show
-        self._code = ""
-        self._kept: Bundle | None = None
-        self.do_full_cache = 0  # no Out[n]: it would keep every cell's result alive on every rank
-
-    def begin(self, code: str) -> None:
-        self._code, self._kept = code, None
-
-    def set_parent(self, parent: Any) -> None:
-        """`ipywidgets.Output`, which rich draws in, sets the kernel's current cell: here there is one always."""
-
-    def take(self) -> Bundle | None:
-        kept, self._kept = self._kept, None
-        return kept
-
-    def quiet(self) -> bool:
-        return bool(self.semicolon_at_end_of_expression(self._code))
-
-    def write_output_prompt(self) -> None:
-        pass
-
-    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
-        if self._kept is not None:
-            self._show_bundle(*self._kept)
-        self._kept = (_presentable(format_dict), _plain(md_dict or {}))
-
-    def log_output(self, format_dict: dict[str, Any]) -> None:
-        pass
-
-    def finish_displayhook(self) -> None:
-        self._is_active = False
-
-
-class _Publisher(DisplayPublisher):  # type: ignore[misc]  # traitlets
-    def __init__(self, show: Callable[..., None], clear: Callable[[bool], None]) -> None:
-        super().__init__()
-        self._show_bundle, self._clear_output = show, clear
-
-    def set_parent(self, parent: Any) -> None:
-        """As that of `_Hook`."""
-
-    def publish(
-        self,
-        data: dict[str, Any],
-        metadata: dict[str, Any] | None = None,
-        source: str | None = None,
-        *,
-        transient: dict[str, Any] | None = None,
-        update: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self._show_bundle(data, metadata, (transient or {}).get("display_id"), update)
-
-    def clear_output(self, wait: bool = False) -> None:
-        self._clear_output(wait)
 
 
 def make_shell(main: Any) -> InteractiveShell:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from notebooks import Notebook
+from notebooks import Notebook, without_colours
 
 
 def _works(notebook: Notebook) -> None:
@@ -44,6 +44,39 @@ def test_errors_are_of_the_original_type(live: Notebook, raised: str, caught: st
     name = raised.partition("(")[0].rpartition(".")[2]
     assert live.run(cell).ok().stdout.startswith(f"True 1 (1,) {name}")
     _works(live)
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("%%capture\nraise ValueError('inner')", "ValueError: inner"),
+        ("get_ipython().run_cell('raise ValueError(5)')", "ValueError: 5"),
+        ("get_ipython().run_cell('x = (')", "SyntaxError"),
+    ],
+)
+def test_a_cell_in_the_cell(live: Notebook, cell: str, told: str) -> None:
+    """Its error is shown and ends nothing, as in Jupyter; that of the outer cell is an error as ever."""
+    outcome = live.run(f"%%distributed\n{cell}").ok()
+    assert told in without_colours(outcome.stderr)
+    if not cell.startswith("%%"):
+        error = live.run(f"%%on_rank 1\n{cell}\n1 / 0").failed("ZeroDivisionError")
+        assert told not in error.traceback
+    _works(live)
+
+
+def test_one_rank_renders_the_traceback(live: Notebook) -> None:
+    """The same error on all ranks is rendered once, by whichever rank comes first or by the lowest."""
+    live.run(
+        "%%distributed\nimport time\nfrom IPython.core.ultratb import AutoFormattedTB as Tb\n"
+        "render, rendered = Tb.structured_traceback, []\n"
+        "Tb.structured_traceback = lambda *a, **k: rendered.append(1) or render(*a, **k)"
+    ).ok()
+    for first in (0, 1):
+        cell = f"%%distributed\nif rank != {first}: time.sleep(0.3)\nraise ValueError('same')"
+        error = live.run(cell).failed("ValueError")
+        assert error.evalue == "ranks 0-1: ValueError: same"
+        assert "----> 3 raise ValueError('same')" in error.traceback
+    assert live.run("%%distributed\nTb.structured_traceback = render\nlen(rendered)").texts == ["[0] 2", "[1] 1"]
 
 
 def test_attributes_of_the_original(live: Notebook) -> None:

@@ -68,7 +68,9 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
         ranks=sorted(ranks) if len(ranks) > 1 else ranks,
         type_name=failure.type_name,
         message=failure.message,
-        traceback_lines=failure.traceback,
+        traceback_lines=next(
+            (failures[r].traceback for r in ranks if failures[r].traceback), ()
+        ),  # one has rendered it
         others=[
             *others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
             *(memory_table(run.done) if failure.memory_limit is not None else []),
