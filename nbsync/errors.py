@@ -56,7 +56,10 @@ class NbsyncError(Exception):
         """What IPython shows (its documented hook): the user's lines, since of ours the message says all."""
         from nbsync.protocol.userlines import keep_users_lines
 
-        keep_users_lines(self)
+        keep_users_lines(self)  # `%debug` then begins in them too
+        return self._shown()
+
+    def _shown(self) -> list[str]:
         shell = sys.modules["IPython"].get_ipython()
         return list(shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__, tb_offset=0))
 
@@ -110,7 +113,7 @@ class Deadlock(NbsyncError, RuntimeError):
     They were released, and keep their state.
     """
 
-    def _render_traceback_(self) -> list[str]:
+    def _shown(self) -> list[str]:
         return [f"Deadlock: {self}"]
 
 
@@ -121,7 +124,7 @@ class BarrierTimeout(NbsyncError, TimeoutError):
 class RunTimeout(NbsyncError, TimeoutError):
     """A cell or call took longer than the `timeout` that was asked for. Nothing is lost by it."""
 
-    def _render_traceback_(self) -> list[str]:
+    def _shown(self) -> list[str]:
         return [f"RunTimeout: {self}"]
 
 
@@ -206,7 +209,7 @@ class WorkerError(NbsyncError):
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild_worker_error, (_plain_class(type(self)), self.__dict__ | {"original": None}))
 
-    def _render_traceback_(self) -> list[str]:
+    def _shown(self) -> list[str]:
         """The rank's traceback in place of this process's."""
         heading = f"{describe_ranks(self.ranks)} raised {self.type_name}"
         return [heading, *self.traceback_lines, *self.others] if self.traceback_lines else [str(self)]
@@ -238,7 +241,7 @@ class WorkerDied(WorkerError):
         """`rank 1: the process was ended by SIGKILL`"""
         return f"{describe_ranks(self.ranks)}: {self.message}"
 
-    def _render_traceback_(self) -> list[str]:
+    def _shown(self) -> list[str]:
         return [f"WorkerDied: {self}"]
 
 

@@ -79,6 +79,14 @@ def test_one_rank_renders_the_traceback(live: Notebook) -> None:
     assert live.run("%%distributed\nTb.structured_traceback = render\nlen(rendered)").texts == ["[0] 2", "[1] 1"]
 
 
+@pytest.mark.parametrize("cell", ["%%distributed\n1 / 0", "import nbsync; nbsync.session().pull()"])
+def test_debug_begins_in_the_cell(live: Notebook, cell: str) -> None:
+    """What `%debug` looks at after an error ends with the user's own line, not with ours."""
+    live.run(cell).failed()
+    shown = live.run("import sys, traceback\ntraceback.extract_tb(sys.last_traceback)[-1].name")
+    assert shown.ok().texts == ["'<module>'"]
+
+
 def test_attributes_of_the_original(live: Notebook) -> None:
     """The error tells what the original told: its arguments, attributes and errno; the original itself is at hand."""
     live.run(
