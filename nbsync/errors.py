@@ -146,6 +146,10 @@ class Interrupted(KeyboardInterrupt):
 Interrupted.__name__ = "KeyboardInterrupt"  # front ends show the name that everybody knows
 
 
+_ARGS: Any = vars(BaseException)["args"]
+_ATTRIBUTES = ("ranks", "rank", "type_name", "message", "traceback_lines", "others", "original")
+
+
 class WorkerError(NbsyncError):
     """A rank raised an exception.
 
@@ -184,7 +188,7 @@ class WorkerError(NbsyncError):
 
     def _take_over(self, original: BaseException) -> None:
         """Have what code reads from the original, as `error.args` and `error.errno`, also where it lives in C."""
-        self.args = original.args
+        self.args = _ARGS.__get__(original)
         for name, value in vars(original).items():
             self.__dict__.setdefault(name, value)
         members = {
@@ -207,7 +211,8 @@ class WorkerError(NbsyncError):
         return "\n".join([self.summary, *self.others])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_worker_error, (_plain_class(type(self)), self.__dict__ | {"original": None}))
+        state = self.__dict__ | {"original": None}
+        return (_rebuild_worker_error, (_plain_class(type(self)), self.args, state))
 
     def _shown(self) -> list[str]:
         """The rank's traceback in place of this process's."""
@@ -285,9 +290,11 @@ def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:
         return WorkerError
     if issubclass(original, SyntaxError):  # IPython would point it at the code of this process
         return WorkerError
+    # What we set must not meet the original's properties, or its refusal to be changed (a frozen dataclass).
+    namespace = dict.fromkeys(_ATTRIBUTES) | {"__module__": "nbsync", "__setattr__": Exception.__setattr__}
     try:
-        return type(f"WorkerError({original.__name__})", (WorkerError, original), {"__module__": "nbsync"})
-    except TypeError:  # the original's memory layout or metaclass does not allow a second base
+        return type(f"WorkerError({original.__name__})", (WorkerError, original), namespace)
+    except Exception:  # its memory layout or metaclass does not allow a second base, or its __init_subclass__
         return WorkerError
 
 
@@ -295,7 +302,7 @@ def new_error(original: type[BaseException] | None) -> WorkerError:
     """An uninitialised error of `error_of_type(original)`; a plain WorkerError where such a one cannot be made."""
     error_class = error_of_type(original)
     for make in (error_class.__new__, Exception.__new__):
-        with suppress(TypeError):  # MemoryError takes only the second way, ExceptionGroup none
+        with suppress(Exception):  # MemoryError takes only the second way, ExceptionGroup none; or the user's code
             return make(error_class)
     return WorkerError.__new__(WorkerError)
 
@@ -304,8 +311,8 @@ def _plain_class(cls: type[WorkerError]) -> type[WorkerError]:
     return WorkerDied if issubclass(cls, WorkerDied) else WorkerError
 
 
-def _rebuild_worker_error(cls: type[WorkerError], state: dict[str, Any]) -> WorkerError:
+def _rebuild_worker_error(cls: type[WorkerError], args: tuple[Any, ...], state: dict[str, Any]) -> WorkerError:
     error = cls.__new__(cls)
-    Exception.__init__(error, state["message"])
+    Exception.__init__(error, *args)
     error.__dict__.update(state)
     return error

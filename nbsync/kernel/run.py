@@ -272,7 +272,7 @@ class Conductor:
             return
         if not self._limit.has_failed:
             self._run.timed_out = self._run.timed_out or late
-        if self._limit.is_exhausted:
+        if self._limit.is_exhausted(self._run.pending):
             why = "the failure" if self._limit.has_failed else "the time limit"
             self._give_up(f"went on after {why} and every interrupt")
         self._order_interrupt(late, now)

@@ -47,11 +47,17 @@ class Scratch:
             OSError: it cannot be made.
         """
         os.mkdir(self.path)
-        os.chmod(self.path, 0o700)  # whatever the umask
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        keep_in_kernel(self._lock)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        Path(self.path, _MARK).touch(mode=0o600)
+        try:
+            os.chmod(self.path, 0o700)  # whatever the umask
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            keep_in_kernel(self._lock)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            Path(self.path, _MARK).touch(mode=0o600)
+        except OSError:
+            self.remove()
+            with suppress(OSError):  # removed already
+                os.rmdir(self.path)
+            raise
 
     @property
     def is_made(self) -> bool:

@@ -99,7 +99,7 @@ def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | No
     try:
         Pickler(file, common or _common, buffers.append).dump(value)
     except Exception as error:  # a user's __reduce__ may raise anything
-        path, culprit = _find_culprit(named or {"the value": value})
+        path, culprit = _find_culprit(named or {"the value": value}, common or _common)
         raise TransferError(
             f"{path} of type {type(culprit).__qualname__} cannot be sent between processes: "
             f"{type(error).__name__}: {error}"
@@ -141,9 +141,10 @@ class Parts:
     attributes: dict[str, Any]
 
     def assemble(self) -> BaseException:
-        """The exception again, without calling its `__init__`."""
-        error = self.type.__new__(self.type, *self.args)
-        error.args = self.args
+        """The exception again, without calling code of its class."""
+        builtin = next(cls for cls in self.type.__mro__ if cls.__module__ == "builtins")
+        error = builtin.__new__(self.type, *self.args)
+        vars(BaseException)["args"].__set__(error, self.args)
         vars(error).update(self.attributes)
         return error
 
@@ -226,12 +227,12 @@ def _torch() -> Any:
     return import_module("torch")
 
 
-def _find_culprit(named: Mapping[str, Any]) -> tuple[str, Any]:
+def _find_culprit(named: Mapping[str, Any], common: Common) -> tuple[str, Any]:
     """The innermost part that cannot be pickled, by the path that leads to it."""
-    culprits = (item for item in named.items() if not _packs(item[1]))
+    culprits = (item for item in named.items() if not _packs(item[1], common))
     path, culprit = next(culprits, next(iter(named.items())))
     for _ in range(_DEEPEST):
-        inner = next(((step, part) for step, part in _parts(culprit) if not _packs(part)), None)
+        inner = next(((step, part) for step, part in _parts(culprit) if not _packs(part, common)), None)
         if inner is None:
             break
         path, culprit = path + inner[0], inner[1]
@@ -256,9 +257,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())
 
 
-def _packs(value: Any) -> bool:
+def _packs(value: Any, common: Common) -> bool:
     try:
-        Pickler(io.BytesIO(), _common, _ignore).dump(value)
+        Pickler(io.BytesIO(), common, _ignore).dump(value)
     except Exception:  # the question is only whether it can be done
         return False
     return True

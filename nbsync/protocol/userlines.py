@@ -13,6 +13,9 @@ _LIBRARIES = tuple(
 )
 
 
+_ANY_PYTHONS = ("/site-packages/", "/dist-packages/")  # also the user's own, and those of a system under a venv
+
+
 def is_users(code: CodeType) -> bool:
     """Whether this is code of the notebook or of the user's files, not of a library."""
     return _is_users_file(code.co_filename)
@@ -20,7 +23,8 @@ def is_users(code: CodeType) -> bool:
 
 @lru_cache
 def _is_users_file(name: str) -> bool:
-    return not name.startswith(_LIBRARIES) and not (name.startswith("<") and "ipython-input" not in name)
+    is_library = name.startswith(_LIBRARIES) or any(folder in name for folder in _ANY_PYTHONS)
+    return not is_library and not (name.startswith("<") and "ipython-input" not in name)
 
 
 def keep_users_lines(error: BaseException) -> None:

@@ -96,18 +96,19 @@ class Interrupts:
         """Whether the run at work, or else the last one, was interrupted."""
         return self.asked == (self.over if self.run is None else self.run)
 
-    @contextmanager
-    def open(self, run: int) -> Iterator[None]:
-        """The lines inside may be interrupted, whatever an earlier cell has made of SIGINT: as in the notebook."""
+    def begin(self, run: int) -> None:
+        """From here on it may be interrupted, whatever an earlier cell has made of SIGINT: as in the notebook.
+
+        It ends when `run` is None again, and `over` this run: no call, in which an interrupt could come.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted before it began.
+        """
         signal.signal(signal.SIGINT, self._handle)
         self.run, self._pending, self._opened = run, False, time.monotonic()
         self._raised_at = self._insisted_at = float("-inf")
-        try:
-            if self.asked == run:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self.run, self.over = None, run
+        if self.asked == run:
+            raise KeyboardInterrupt
 
     @contextmanager
     def shield(self) -> Iterator[None]:

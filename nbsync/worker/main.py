@@ -223,11 +223,14 @@ class Worker:
         self.recorder.doing = ""
         self._caught, self._follows = 0.0, False
         try:
-            with self.interrupts.open(run):
+            try:  # no generator: those cannot pass on every error
+                self.interrupts.begin(run)
                 outcome, value = self._perform(request)
                 failure = self._describe(outcome, run)  # inside, since it runs the user's __str__ and __reduce__
+            finally:
+                self.interrupts.run, self.interrupts.over = None, run
         except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
-            rendered = () if self._on_error(error, run) else self._render(error)
+            rendered = () if self._on_error(error, run) else self.shell.render(error, (__file__, process.__file__))
             outcome = CellOutcome(error=error, traceback=rendered)
             failure = self._describe(outcome, run)
         if not isinstance(request, Heal):
@@ -283,13 +286,6 @@ class Worker:
         if self.inherited is None:
             raise NbsyncError("this worker inherited no function to call")
         return self.inherited
-
-    def _render(self, error: BaseException) -> list[str]:
-        """Without the outermost frames, which are ours."""
-        skip, trace = 0, error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, process.__file__):
-            skip, trace = skip + 1, trace.tb_next
-        return self.shell.render(error, skip)
 
     def _on_error(self, error: BaseException, run: int | None = None) -> bool:
         self._caught = time.monotonic()

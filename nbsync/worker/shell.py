@@ -107,11 +107,11 @@ class WorkerShell:
             if source.number is not None:
                 self.shell.compile._filename_map[source.name] = source.number
 
-    def render(self, error: BaseException, skip: int = 0) -> list[str]:
-        """The traceback of `error` as IPython shows it, without its `skip` outermost frames."""
+    def render(self, error: BaseException, ours: Sequence[str] = ()) -> list[str]:
+        """The traceback of `error` as IPython shows it, without its outermost frames where they are of these files."""
         trace = error.__traceback__
-        for _ in range(skip):
-            trace = trace.tb_next if trace is not None else None
+        while trace is not None and trace.tb_frame.f_code.co_filename in ours:
+            trace = trace.tb_next
         note_modules(trace)
         return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 

@@ -91,9 +91,9 @@ class Streams:
             if stream.closed:
                 continue
             number = stream.fileno()
-            if number in self._closed:
-                self._closed.discard(number)
+            if number in self._closed and _leads_nowhere(number):  # else the user has given it another meaning since
                 os.dup2(fd, number)
+            self._closed.discard(number)
             try:
                 os.fstat(number)
                 stream.flush()
@@ -150,6 +150,14 @@ class _RankStream(io.TextIOWrapper):
         if not text.endswith("\n"):  # it grows: it is to be seen, and to survive a sudden end
             self.flush()
         return written
+
+
+def _leads_nowhere(fd: int) -> bool:
+    """Whether it is what we put in the place of a closed one."""
+    import fcntl
+
+    is_null = os.fstat(fd).st_rdev == os.stat(os.devnull).st_rdev
+    return is_null and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def _move_high(fd: int) -> int:

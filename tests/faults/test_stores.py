@@ -99,6 +99,17 @@ def test_row_20_a_store_that_starts(pair: Ranks, ports: list[int]) -> None:
     pair.assert_whole()
 
 
+def test_row_20_another_service_at_a_store_s_port(pair: Ranks) -> None:
+    """What accepts connections and says nothing holds no rank up: neither against an interrupt nor past the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pair.run(f"from datetime import timedelta\nport = {silent.getsockname()[1]}").ok()
+        error = pair.interrupted("dist.TCPStore('127.0.0.1', port)").failed("KeyboardInterrupt")
+        assert "ranks 0-1: interrupted in TCPStore at" in error.evalue
+        error = pair.fail("dist.TCPStore('127.0.0.1', port, timeout=timedelta(seconds=1))", "DistNetworkError")
+        assert "The client socket has timed out after 1000ms" in error.evalue
+        pair.assert_whole()
+
+
 def test_row_20_a_key_that_comes(pair: Ranks) -> None:
     """What the others set is there, for each way to wait for it, also in a thread."""
     pair.run("import threading, time\n" + _GROUPS).ok()

@@ -509,6 +509,39 @@ def test_traceback_in_the_notebook(notebook: Notebook) -> None:
     assert "nbsync/" not in error.traceback
 
 
+_ODD_ERRORS = """
+import dataclasses, nbsync, pickle
+class Property(Exception):
+    def __init__(self, text): self._text = text
+    message = rank = property(lambda self: self._text)
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    message: str
+class New(Exception):
+    def __new__(cls, *args): return super().__new__(cls, args[0])
+    def __init__(self, message): super().__init__(message)
+class Final(Exception):
+    def __init_subclass__(cls): raise RuntimeError("no subclasses")
+def launch(error):
+    def fail(): raise error
+    try: nbsync.notebook_launcher(fail, (), 2)
+    except nbsync.WorkerError as caught:
+        copy = pickle.loads(pickle.dumps(caught))
+        return isinstance(caught, type(error)), str(caught).split(": ", 1)[1], caught.args == copy.args == error.args
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [("Property('real')", True), ("Frozen('real')", True), ("New('real')", True), ("Final('real')", False)],
+)
+def test_errors_with_a_will_of_their_own(notebook: Notebook, error: str, is_one: bool) -> None:
+    """A class that resists being copied or changed is told of all the same, and caught by its name where it can be."""
+    notebook.run(_ODD_ERRORS).ok()
+    name = error.partition("(")[0]
+    assert notebook.run(f"launch({error})").ok().texts == [f"({is_one}, '{name}: real', True)"]
+
+
 def test_traceback_of_what_cannot_be_sent(notebook: Notebook) -> None:
     """Of all the frames that pickle it, those of the user's code are shown."""
     notebook.run("from nbsync import notebook_launcher\nclass Bad:\n    def __reduce__(self): 1 / 0  # bad").ok()

@@ -18,9 +18,10 @@ def test_a_time_limit_holds_for_all() -> None:
     for turn in range(TRIES):
         assert limit.late([0, 1], {1}, 5.0 + turn * EVERY) == (0, 1)
         assert limit.late([0, 1], {1}, 5.0 + turn * EVERY + EVERY / 2) == ()
-        assert not limit.is_exhausted
+        assert not limit.is_exhausted([0, 1])
     assert limit.late([0], {1}, 5.0 + TRIES * EVERY) == (0,)
-    assert limit.is_exhausted
+    assert limit.is_exhausted([0])
+    assert not limit.is_exhausted([0, 1])
 
 
 def test_a_failure_ends_those_that_go_on_and_waits_for_those_that_tell() -> None:
@@ -31,5 +32,15 @@ def test_a_failure_ends_those_that_go_on_and_waits_for_those_that_tell() -> None
     assert limit.late([0, 1], {1}, 2.0 + GRACE_AFTER_FAILURE) == (0,)
     assert limit.late([1], {1}, 2.0 + TELL_LIMIT - 0.1) == ()
     for turn in range(TRIES):
-        assert not limit.is_exhausted
+        assert not limit.is_exhausted([1])
         assert limit.late([1], {1}, 2.0 + TELL_LIMIT + turn * EVERY + 1.0) == (1,)
+
+
+def test_a_rank_is_given_up_after_interrupts_of_its_own() -> None:
+    """While another tells, one that goes on uses up its own."""
+    limit = Limit(None, 0.0)
+    limit.fail(0.0)
+    while limit.late([0, 1], {1}, limit.deadline or 0.0) == (0,):
+        pass
+    assert limit.is_exhausted([0])
+    assert not limit.is_exhausted([1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Sequence
 
 GRACE_AFTER_FAILURE = 1.0  # seconds that the other ranks of a launch have to report errors of their own
@@ -25,12 +26,11 @@ class Limit:
         self.deadline = None if timeout is None else now + timeout
         self.has_failed = False
         self._tell_by = 0.0
-        self._tries = 0
+        self._tries: Counter[int] = Counter()  # of each rank
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether late ranks were interrupted often enough."""
-        return self._tries > TRIES
+    def is_exhausted(self, pending: Sequence[int]) -> bool:
+        """Whether those that have not answered were all interrupted often enough."""
+        return all(self._tries[rank] > TRIES for rank in pending)
 
     def fail(self, now: float) -> None:
         """A rank has failed, and nobody will use what the others have."""
@@ -50,5 +50,5 @@ class Limit:
         self.deadline = now + EVERY
         tells = raised if self.has_failed and now < self._tell_by else ()
         late = tuple(rank for rank in pending if rank not in tells)
-        self._tries += bool(late)
+        self._tries.update(late)
         return late

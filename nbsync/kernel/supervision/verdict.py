@@ -149,10 +149,10 @@ def _original(failure: Failure, common: Common) -> BaseException | None:
         return None
     try:
         value = unpack(failure.exception, common)
-    except TransferError:  # it is shown by name and text
+        if isinstance(value, Parts):
+            value = value.assemble()
+    except (TransferError, TypeError, ValueError):  # it is shown by name and text
         return None
-    if isinstance(value, Parts):
-        value = value.assemble()
     return value if isinstance(value, BaseException) else None
 
 

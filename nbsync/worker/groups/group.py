@@ -178,9 +178,7 @@ class GroupKeeper:
         """
         store = self._new_store(life)
         if life:
-            self._models.tell(store, self._rank)
-            self.sharded.tell(store, self._rank)
-            store.set(f"groups/{self._rank}", json.dumps([_DEFAULT_GROUP]))
+            self._tell(store, [_DEFAULT_GROUP])
             self._life_store = store
         bound = device if device.type == "cuda" and "nccl" in backend else None
         dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._size, device_id=bound)
@@ -236,11 +234,15 @@ class GroupKeeper:
     def _known_to_all(self, store: Store) -> dict[str, list[int]]:
         """The names of the groups of this process that all their members know, with these."""
         mine = {pg.group_name: list(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
-        self._models.tell(store, dist.get_rank())
-        self.sharded.tell(store, dist.get_rank())
-        store.set(f"groups/{dist.get_rank()}", json.dumps(sorted(mine)))
+        self._tell(store, sorted(mine))
         others = {rank: json.loads(store.get(f"groups/{rank}")) for rank in range(dist.get_world_size())}
         return {name: ranks for name, ranks in mine.items() if all(name in others[rank] for rank in ranks)}
+
+    def _tell(self, store: Store, groups: list[str]) -> None:
+        """Tell the other ranks what this one knows, before they heal together."""
+        self._models.tell(store, self._rank)
+        self.sharded.tell(store, self._rank)
+        store.set(f"groups/{self._rank}", json.dumps(groups))
 
     def _settle(self, life: int, store: Store) -> None:
         """Let all groups use the new connection to the store, and later groups have one name on all ranks.

@@ -9,6 +9,7 @@ find out whether their copies of a model are still the same (see replicas.py).
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
 from collections import Counter
@@ -19,7 +20,7 @@ from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
-from nbsync.worker.groups.replicas import changes, fingerprint, tell_of_difference
+from nbsync.worker.groups.replicas import changes, fingerprint, replicated, sides, tell_of_difference
 
 c10d: Any = _distributed_c10d  # what is used here has no types
 #: For each model: what it looks like, whether it can go on, and the fingerprint of its parameters.
@@ -32,6 +33,7 @@ class ModelKeeper:
     def __init__(self) -> None:
         self._models: list[weakref.ref[Any]] = []
         self._uneven: weakref.WeakSet[Any] = weakref.WeakSet()  # of these the user knows
+        self._told: dict[str, list[Any]] = {}  # of what the others were told, by group: none may go until they agree
 
     def install(self) -> None:
         """Take note of each model from now on; also those that are unpickled or copied pass here."""
@@ -52,8 +54,19 @@ class ModelKeeper:
         return any(_is_unfinished(model) for model in models if model is not None)
 
     def tell(self, store: Store, rank: int) -> None:
-        """Tell the other ranks of the models here."""
-        store.set(f"models/{rank}", json.dumps(self._standing()))
+        """Tell the other ranks of the models here.
+
+        Before, what nobody holds any more is collected: the ranks would do so at other times, and count other models.
+        """
+        gc.collect()
+        self._models = [known for known in self._models if known() is not None]
+        self._told = {}
+        for known in self._models:
+            model = known()
+            if model is not None:
+                self._told.setdefault(model.process_group.group_name, []).append(model)
+        standing = {name: [_standing(model) for model in models] for name, models in self._told.items()}
+        store.set(f"models/{rank}", json.dumps(standing))
 
     def agree(self, store: Store, groups: Mapping[str, Iterable[int]]) -> None:
         """Find the models that are not in the same state on all ranks; they are renewed at their next forward pass.
@@ -63,22 +76,26 @@ class ModelKeeper:
         Args:
             groups: the names of the groups that all their members know, with those.
         """
-        mine = self._standing()
         for name, ranks in groups.items():
-            if name in mine:
+            if name in self._told:
                 others = [json.loads(store.get(f"models/{rank}")).get(name, []) for rank in ranks]
-                for model, goes_on in zip(self._of_group(name), _go_on(others), strict=False):
+                for model, goes_on in zip(self._told[name], _go_on(others), strict=False):
                     if not goes_on and _renew_first not in model._forward_pre_hooks.values():
                         model.register_forward_pre_hook(_renew_first, prepend=True)
                 if _look_alike(others):
                     self._compare(name, list(ranks), others)
+        self._told = {}
 
     def _compare(self, group: str, ranks: Sequence[int], standings: Sequence[Standing]) -> None:
         """Tell once of each model that the ranks have different copies of; the first of them tells."""
-        for model, *each in zip(self._of_group(group), *standings, strict=False):
-            is_for_us = model.process_group.rank() == 0 and model not in self._uneven
-            if is_for_us and tell_of_difference(model, ranks, [found for _, _, found in each]):
+        for model, *each in zip(self._told[group], *standings, strict=False):
+            differing = sides(ranks, [found for _, _, found in each])
+            if len(differing) < 2:
+                self._uneven.discard(model)
+            elif model not in self._uneven:
                 self._uneven.add(model)
+                if model.process_group.rank() == 0:
+                    tell_of_difference(model, differing)
 
     def changes(self) -> Iterator[tuple[str, int]]:
         """For each model, a number that is the same on all ranks while all take the same steps."""
@@ -90,22 +107,11 @@ class ModelKeeper:
                 numbers[group] += 1
                 yield f"changes of model {numbers[group]} in {group}", changes(model)
 
-    def _standing(self) -> dict[str, Standing]:
-        self._models = [known for known in self._models if known() is not None]
-        standing: dict[str, Standing] = {}
-        for known in self._models:
-            model = known()
-            if model is not None:
-                shapes = ",".join(str(tuple(p.shape)) for p in model.parameters())
-                goes_on = model._has_rebuilt_buckets and not _is_unfinished(model)
-                standing.setdefault(model.process_group.group_name, []).append((shapes, goes_on, fingerprint(model)))
-        return standing
 
-    def _of_group(self, name: str) -> Iterator[Any]:
-        for known in self._models:
-            model = known()
-            if model is not None and model.process_group.group_name == name:
-                yield model
+def _standing(model: Any) -> tuple[str, bool, int | None]:
+    shapes = ",".join(str(tuple(p.shape)) for p in replicated(model))
+    goes_on = model._has_rebuilt_buckets and not _is_unfinished(model)
+    return shapes, goes_on, fingerprint(model)
 
 
 def _is_unfinished(model: Any) -> bool:

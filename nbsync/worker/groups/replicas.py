@@ -12,43 +12,58 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import post_localSGD_hook
 
 from nbsync.errors import describe_ranks
 
 _SAMPLE = 16  # elements of each parameter: an optimizer's step changes all of them
 
 
+def replicated(model: Any) -> list[Any]:
+    """The parameters that DDP keeps equal: not those it was told to ignore, such as a rank's shard of an embedding."""
+    ignored = model.parameters_to_ignore
+    return [parameter for name, parameter in model.module.named_parameters() if name not in ignored]
+
+
 def changes(model: Any) -> int:
     """How often the parameters were changed in place: found at once, and as often on all ranks while all is well."""
-    return sum(parameter._version for parameter in model.parameters() if not parameter.is_inference())
+    return sum(parameter._version for parameter in replicated(model) if not parameter.is_inference())
 
 
 def fingerprint(model: Any) -> int | None:
-    """Equal where the parameters are; None if they are of a kind that cannot be looked at without other ranks."""
-    parameters = list(model.parameters())
+    """Equal where the parameters are; None if they cannot be looked at by one rank, or differ as they should."""
+    if any(hook is post_localSGD_hook for hook, _ in model._comm_hooks):
+        return None
+    parameters = replicated(model)
     if any(type(p) not in (torch.nn.Parameter, torch.Tensor) or p.is_meta for p in parameters):
         return None
     try:
-        parts = [p.detach().flatten()[:_SAMPLE].to("cpu", torch.float64) for p in parameters]
+        parts = [_as_real(p.detach()).flatten()[:_SAMPLE].to("cpu", torch.float64) for p in parameters]
     except RuntimeError:  # the device has failed
         return None
     return zlib.crc32(torch.cat(parts).numpy().tobytes()) if parts else None
 
 
-def tell_of_difference(model: Any, ranks: Sequence[int], prints: Sequence[int | None]) -> bool:
-    """Say so if the ranks' copies differ; return whether they do."""
+def _as_real(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def sides(ranks: Sequence[int], prints: Sequence[int | None]) -> list[list[int]]:
+    """The ranks, by which of them have the same parameters."""
     together: dict[int, list[int]] = {}
     for rank, found in zip(ranks, prints, strict=True):
         if found is not None:
             together.setdefault(found, []).append(rank)
-    if len(together) < 2:
-        return False
-    sides = " and ".join(describe_ranks(same) for same in together.values())
+    return list(together.values())
+
+
+def tell_of_difference(model: Any, differing: Sequence[Sequence[int]]) -> None:
+    """Say that these sides have other parameters, and what to do."""
+    who = " and ".join(describe_ranks(same) for same in differing)
     name = type(model.module).__name__
+    equal = ", or make them equal: `for p in model.parameters(): dist.broadcast(p.data, 0)`"
     print(
-        f"nbsync: the DDP model {name} has other parameters on {sides}: it was stopped where some were past an "
-        "optimizer step and others were not. Load a checkpoint, or make them equal: "
-        "`for p in model.parameters(): dist.broadcast(p.data, 0)`",
+        f"nbsync: the DDP model {name} has other parameters on {who}: it was stopped where some were past an "
+        f"optimizer step and others were not. Load a checkpoint{'' if model.parameters_to_ignore else equal}",
         file=sys.stderr,
     )
-    return True

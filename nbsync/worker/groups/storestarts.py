@@ -43,14 +43,13 @@ class StoreStarts:
 
         def start(store: Any, *args: Any, **kwargs: Any) -> None:
             given = _DEFAULTS | dict(zip(_NAMES, args, strict=False)) | kwargs
-            is_ours = threading.get_ident() == self._main and _is_sound(given)
             try:
-                if is_ours and _awaits_clients(given):
-                    self._await_clients(given, lambda: original(store, *args, **kwargs))
+                if threading.get_ident() != self._main or not _is_sound(given):
+                    original(store, *args, **kwargs)
                     return
-                if is_ours and not given["is_master"]:
+                if not given["is_master"]:
                     self._await_server(given)
-                original(store, *args, **kwargs)
+                self._make(given, lambda: original(store, *args, **kwargs))
             except BaseException:
                 del store  # the traceback would keep it, and its port
                 raise
@@ -65,25 +64,20 @@ class StoreStarts:
         Raises:
             DistNetworkError: there was nobody within the store's timeout; in torch's words.
         """
-        address, limit = (given["host_name"], given["port"]), given["timeout"]
-        deadline = time.monotonic() + limit.total_seconds()
-        for pause in self._turns(address):
+        for pause in self._turns(given):
             with suppress(OSError):
-                create_connection(address, _ANSWER).close()
+                create_connection((given["host_name"], given["port"]), _ANSWER).close()
                 return
-            if time.monotonic() >= deadline:
-                raise DistNetworkError(
-                    f"The client socket has timed out after {limit // timedelta(milliseconds=1)}ms "
-                    f"while trying to connect to ({address[0]}, {address[1]})."
-                )
             time.sleep(pause)
 
-    def _await_clients(self, given: dict[str, Any], make: Callable[[], None]) -> None:
-        """Make the server in another thread, which is freed if this one is interrupted."""
+    def _make(self, given: dict[str, Any], make: Callable[[], None]) -> None:
+        """Make the store in another thread, which is left to itself if this one is interrupted.
+
+        A client may wait there for ever, whatever its timeout: where something else listens that says nothing.
+        """
         errors: list[Exception] = []
-        ended = (
-            threading.Event()
-        )  # to join the thread is no way: an interrupt in that lets CPython 3.11 take it for dead
+        # The thread is not joined: an interrupt in that lets CPython 3.11 take it for dead.
+        ended = threading.Event()
 
         def attempt() -> None:
             try:
@@ -93,19 +87,24 @@ class StoreStarts:
             ended.set()
 
         threading.Thread(target=attempt, daemon=True).start()
-        address = given["host_name"], given["port"]
-        with _freed(address, given["world_size"], ended):
-            for pause in self._turns(address):
+        with _freed(given, ended):
+            for pause in self._turns(given):
                 if ended.wait(pause):
                     break
         if errors:
             raise errors[0]
 
-    def _turns(self, address: tuple[str, int]) -> Iterator[float]:
+    def _turns(self, given: dict[str, Any]) -> Iterator[float]:
+        """How long to wait for the next look, until the time of a client is up."""
+        place, limit = f"({given['host_name']}, {given['port']})", given["timeout"]
+        deadline = time.monotonic() + limit.total_seconds()
         for pause in pauses():
             if self._is_over():
-                raise StoreWaitEnded(
-                    f"the start of a store at {address[0]}:{address[1]} was ended: another rank failed"
+                raise StoreWaitEnded(f"the start of a store at {place} was ended: another rank failed")
+            if time.monotonic() >= deadline and not given["is_master"]:  # a server's own limit holds
+                raise DistNetworkError(
+                    f"The client socket has timed out after {limit // timedelta(milliseconds=1)}ms "
+                    f"while trying to connect to {place}."
                 )
             yield pause
 
@@ -116,18 +115,16 @@ def _is_sound(given: dict[str, Any]) -> bool:
     return all(isinstance(given.get(name), kind) for name, kind in kinds.items())
 
 
-def _awaits_clients(given: dict[str, Any]) -> bool:
-    return bool(given["is_master"] and given["wait_for_workers"] and given["world_size"] and given["port"])
-
-
 @contextmanager
-def _freed(address: tuple[str, int], clients: int, ended: threading.Event) -> Iterator[None]:
-    """If what is done here is cut off, let the server have its clients: it ends, and lets its port go."""
+def _freed(given: dict[str, Any], ended: threading.Event) -> Iterator[None]:
+    """If what is done here is cut off, let a server have its clients: it ends, and lets its port go."""
     try:
         yield
     except BaseException:
-        threading.Thread(target=_join, args=(address, clients, ended), daemon=True).start()
-        ended.wait(_ANSWER)
+        if given["is_master"] and given["wait_for_workers"] and given["world_size"] and given["port"]:
+            address = given["host_name"], given["port"]
+            threading.Thread(target=_join, args=(address, given["world_size"], ended), daemon=True).start()
+            ended.wait(_ANSWER)
         raise
 
 

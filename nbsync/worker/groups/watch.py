@@ -107,13 +107,17 @@ class CollectiveWatch:
             is_compared = self._compares and _CPU in group._device_types
             if not getattr(options, "asyncOp", True):
                 number = self._count(self._numbers, group.group_name)
-                with self._waiting_for(_as_collective(method, group, number)) as collective:
+                awaited = _as_collective(method, group, number)
+
+                def do() -> Any:
                     if is_compared and not _answers_for_others():
-                        self._comparison.make(group, collective.ranks, describe(method, args, options))
+                        self._comparison.make(group, awaited.ranks, describe(method, args, options))
                     work = original(group, *args, **kwargs)
                     if work is not None:
                         work.wait()  # the caller waits once more, which returns at once: this covers the whole wait
                     return work
+
+                return self._wait_in(awaited, do)
             with self._shield(), self._counted(self._numbers, group.group_name) as number:
                 collective = _as_collective(method, group, number)
                 key, must = f"{collective.group}/{number}", None
@@ -161,9 +165,8 @@ class CollectiveWatch:
                 return original(work, *args, **kwargs)
             begun = self.underway.take(work)
             try:
-                with self._waiting_for(begun.what):
-                    done = original(work, *args, **kwargs)
-            except (RuntimeError, CollectiveMismatch):
+                done = self._wait_in(begun.what, lambda: original(work, *args, **kwargs))
+            except RuntimeError:
                 better = self.underway.difference(begun) or self.underway.cut_off(work)  # which can say more
                 if better is None:
                     raise
@@ -175,14 +178,14 @@ class CollectiveWatch:
 
         return wait
 
-    @contextmanager
-    def _waiting_for(self, collective: Any) -> Iterator[Any]:
+    def _wait_in(self, what: Collective | Message | None, do: Callable[[], Any]) -> Any:
+        """Do what waits. No generator for this: an interrupt could leave one suspended, with its state."""
         is_main = threading.get_ident() == self._main
-        if is_main:
-            self.current = collective
         self._here.is_inside = True
         try:
-            yield collective
+            if is_main:
+                self.current = what
+            return do()
         except RuntimeError as error:
             if MISMATCH in str(error):  # gloo noticed it, since a message was too long
                 raise CollectiveMismatch(str(error)) from None
