@@ -77,6 +77,25 @@ def test_row_02_a_rank_is_a_step_behind(world_of: Worlds, size: int) -> None:
     assert "other parameters" not in ranks.run(cell).stderr
     ranks.run("for p in model.parameters(): dist.broadcast(p.data, 0)").ok()
     ranks.run(f"optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nstep()\n{_SAME}").ok()
+    ranks.run("step()\nif rank == 1: inject.raise_error('row 2')\nstep()").failed("ValueError")
+    assert "other parameters" in ranks.run(cell).stderr  # they were equal again
+
+
+def test_row_02_parameters_that_differ_by_design(pair: Ranks) -> None:
+    """What DDP was told to ignore is each rank's own, and what nobody holds any more is no rank's model."""
+    pair.run(
+        _MODEL.format(options="") + "\nDDP = torch.nn.parallel.DistributedDataParallel\nimport gc; gc.disable()\n"
+        "for _ in range(3):\n"
+        "    net = torch.nn.Sequential(torch.nn.Linear(16, 4), torch.nn.Linear(4, 4))\n"
+        "    DDP._set_params_and_buffers_to_ignore_for_model(net, ['1.weight', '1.bias'])\n"
+        "    with torch.no_grad(): net[1].weight.fill_(rank)\n"
+        "    own = DDP(net)\n    own(torch.randn(4, 16)).sum().backward()\n    if rank: gc.collect()"
+    ).ok()
+    outcome = pair.run("if rank == 0: inject.raise_error('row 2')\ndist.barrier()")
+    outcome.failed("ValueError")
+    assert outcome.stderr == ""
+    pair.run("gc.enable()\nown(torch.randn(4, 16)).sum().backward()\nassert (net[1].weight == rank).all()").ok()
+    _goes_on(pair)
 
 
 def test_row_16_between_forward_and_backward(pair: Ranks) -> None:
