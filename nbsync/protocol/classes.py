@@ -1,6 +1,6 @@
 """By value: the kinds of classes that dill sends by their name, or without a part of them.
 
-They are enumerations, named tuples, typed dictionaries and type variables.
+They are enumerations, named tuples, typed dictionaries, type variables and new types.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+#: The kinds of type variables, and new types; not every Python has all of them.
+VARIABLES: tuple[Any, ...] = tuple(
+    getattr(typing, name) for name in ("TypeVar", "ParamSpec", "TypeVarTuple", "NewType") if hasattr(typing, name)
+)
 _OF_THE_CLASS = frozenset(["__dict__", "__weakref__", "_abc_impl"])
 _OF_THE_MEMBER = frozenset(["_value_", "_name_", "__objclass__", "_sort_order_"])
 _MEMBERS = frozenset(
@@ -36,9 +40,12 @@ def reduce_class(obj: Any) -> tuple[Any, ...] | None:
     """How a class or type variable that only this process has goes by value; None where dill does it well."""
     if isinstance(obj, enum.EnumMeta):
         return _reduce_enum(obj)
-    if isinstance(obj, typing.TypeVar):
-        how = {"bound": obj.__bound__, "covariant": obj.__covariant__, "contravariant": obj.__contravariant__}
-        return _make_typevar, (obj.__name__, obj.__constraints__, how)
+    if isinstance(obj, typing.NewType):
+        return _make_variable, (typing.NewType, obj.__name__, (obj.__supertype__,), {})
+    if isinstance(obj, VARIABLES):
+        names = {"bound": "__bound__", "covariant": "__covariant__", "contravariant": "__contravariant__"}
+        how = {name: getattr(obj, attribute) for name, attribute in names.items() if hasattr(obj, attribute)}
+        return _make_variable, (type(obj), obj.__name__, getattr(obj, "__constraints__", ()), how)
     if not isinstance(obj, type):
         return None
     if typing.is_typeddict(obj):
@@ -133,9 +140,8 @@ def _make_typeddict(name: str) -> Any:
     return typing.TypedDict(name, {})  # type: ignore[operator]
 
 
-def _make_typevar(name: str, constraints: tuple[Any, ...], how: Mapping[str, Any]) -> Any:
-    made: Callable[..., Any] = typing.TypeVar
-    variable = made(name, *constraints, **how)
+def _make_variable(kind: Callable[..., Any], name: str, args: tuple[Any, ...], how: Mapping[str, Any]) -> Any:
+    variable = kind(name, *args, **how)
     variable.__module__ = "__main__"
     return variable
 

@@ -15,12 +15,12 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import reduce_class
+from nbsync.protocol.classes import VARIABLES, reduce_class
 from nbsync.protocol.messages import Payload
 
 
@@ -168,10 +168,10 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             return find_common, (name,)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
-        if isinstance(obj, type | types.FunctionType | TypeVar) and _is_importable(obj):
+        if isinstance(obj, (type, types.FunctionType, *VARIABLES)) and _is_importable(obj):
             # dill looks into the parent module for it, where torch.optim deletes its own
-            return getattr(obj, "__qualname__", obj.__name__)  # a type variable has but a name
-        if isinstance(obj, type | TypeVar):
+            return _global_name(obj)
+        if isinstance(obj, (type, *VARIABLES)):
             reduced = reduce_class(obj)
             if reduced is not None:
                 return reduced
@@ -192,10 +192,14 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         return NotImplemented
 
 
+def _global_name(thing: Any) -> str:
+    return str(getattr(thing, "__qualname__", thing.__name__))  # a type variable has but a name
+
+
 def _is_importable(thing: Any) -> bool:
     """Whether any process finds this very class or function in its module."""
     found: Any = sys.modules.get(thing.__module__) if thing.__module__ != "__main__" else None
-    for name in getattr(thing, "__qualname__", thing.__name__).split("."):
+    for name in _global_name(thing).split("."):
         found = getattr(found, name, None)
     return found is thing
 

@@ -63,6 +63,10 @@ class Pair(typing.NamedTuple):
         return self.a + self.b
 class Options(typing.TypedDict, total=False):
     a: int
+UserId = typing.NewType("UserId", int)
+Params = typing.ParamSpec("Params")
+def look_up(user: UserId, then: typing.Callable[Params, None] = None):
+    return user
 mode, planet, both, pair, options = Mode.FAST, Planet.EARTH, Access.R | Access.W, Pair(1), Options
 """
 

@@ -59,13 +59,15 @@ def test_variables_go_and_come(started: Started) -> None:
 
 
 def test_enumerations_go_and_come(started: Started) -> None:
-    """Enumerations, named tuples and typed dictionaries of cells go by value, both ways; members stay the same."""
+    """Enumerations, named tuples, typed dictionaries and new types go by value, both ways; members stay the same."""
     notebook = started.notebook
     notebook.run(SORTS).ok()
-    pushed = notebook.run("%nbsync push Mode Planet\n%nbsync push mode planet both pair options").ok()
+    pushed = notebook.run("%nbsync push Mode Planet\n%nbsync push mode planet both pair options look_up").ok()
     assert "Warning" not in pushed.stderr
     cell = "(mode is Mode.FAST, planet is Planet.EARTH, planet.ratio(), both.name, pair.total(), options.__total__)"
     assert started.run(cell).ok().texts == ["[0-1] (True, True, 0.5, 'R|W', 3, False)"]
+    cell = "look_up(3), look_up.__annotations__['user'](4), look_up.__annotations__['user'].__name__"
+    assert started.run(cell).ok().texts == ["[0-1] (3, 4, 'UserId')"]
     started.run("import enum\nclass Mine(enum.IntEnum):\n    ONE = 1\nback, mine = [mode, planet], Mine.ONE").ok()
     notebook.run("%nbsync pull back mine").ok()
     cell = (
