@@ -58,7 +58,8 @@ class ModelKeeper:
 
         Before, what nobody holds any more is collected: the ranks would do so at other times, and count other models.
         """
-        gc.collect()
+        if self._models:
+            gc.collect()
         self._models = [known for known in self._models if known() is not None]
         self._told = {}
         for known in self._models:
