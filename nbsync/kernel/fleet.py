@@ -31,7 +31,7 @@ from nbsync.protocol.messages import Begin, Request, RunCell, Stop, Work
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call
 
-STOP_GRACE = 0.5  # seconds for an idle rank to end by itself
+STOP_GRACE = 2.0  # seconds for an idle rank to end by itself, with what its code has registered for that
 KILL_LIMIT = 30.0  # seconds; only a process in uninterruptible sleep outlives SIGKILL
 
 

@@ -66,6 +66,7 @@ class Common:
 _common = Common()  # of this worker; the kernel has one for each world, and passes it
 _in_use = threading.local()
 _RLOCK = type(threading.RLock())
+_FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 _DEEPEST = 6  # steps from a value to the part that is named
 
 
@@ -175,6 +176,8 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             reduced = reduce_class(obj)
             if reduced is not None:
                 return reduced
+        if isinstance(obj, _FILES) and _would_be_emptied(obj):
+            raise TypeError("a file that is open for writing cannot be opened twice: that would empty it")
         if isinstance(obj, _RLOCK):
             return threading.RLock, ()  # dill's is held by nobody, for ever: a cached_property of Python 3.11 hangs
         if type(obj) is dict and obj is vars(sys.modules["__main__"]):
@@ -190,6 +193,12 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
                 return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
         return NotImplemented
+
+
+def _would_be_emptied(file: Any) -> bool:
+    """Whether dill, which opens a file again by its name and mode, would do that to this one."""
+    is_new = not file.closed and not {"w", "x"}.isdisjoint(str(getattr(file, "mode", "")))
+    return is_new and file.fileno() > 2
 
 
 def _global_name(thing: Any) -> str:

@@ -52,6 +52,7 @@ from nbsync.worker.groups.storewaits import StoreWaits
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.inheritance import forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
+from nbsync.worker.leaving import finish, forget_inherited_exits
 from nbsync.worker.libraries.accelerate import see_cpu_worlds
 from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.libraries.lightning import leave_the_prompt
@@ -91,6 +92,7 @@ def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Comm
     """
     try:
         process.detach_from_kernel(ends.kernel_pid)
+        forget_inherited_exits()
         process.release_listeners()
         if spec.scratch:
             process.keep_sockets_in(spec.scratch)
@@ -107,6 +109,7 @@ def work_fresh(index: int, ends: Endpoints, arrive: Callable[[], Arrived]) -> No
     """As `work`, in a process that is no copy of the notebook: it unpacks what was sent. `index` is into the specs."""
     try:
         process.detach_from_kernel(ends.kernel_pid)
+        forget_inherited_exits()
         os.dup2(ends.stdout, 1)
         os.dup2(ends.stderr, 2)
         arrived = arrive()
@@ -154,6 +157,7 @@ class Worker:
         while True:
             request = self.attendant.inbox.get()
             if isinstance(request, Stop):
+                finish()
                 self.streams.flush()
                 self.attendant.drain(timeout=1.0)
                 os._exit(0)

@@ -79,6 +79,31 @@ def test_enumerations_go_and_come(started: Started) -> None:
     assert started.run("mode is Mode.FASTER, len(Mode)").ok().texts == ["[0-1] (True, 2)"]
 
 
+def test_ranks_end_as_programs_do(started: Started, tmp_path: Path) -> None:
+    """What a rank has written and registered for its end is written and run; what the notebook has is left to it."""
+    started.notebook.run(
+        f"import atexit, pathlib, tempfile\nfolder = pathlib.Path({str(tmp_path)!r})\n"
+        "kept = tempfile.TemporaryDirectory(dir=folder, prefix='kept')\n"
+        "own = open(folder / 'own', 'w'); own.write('pending')\n"
+        "atexit.register((folder / 'notebook').touch)"
+    ).ok()
+    started.notebook.run("%nbsync restart", GUARD).ok()
+    started.run(
+        f"import atexit, pathlib, tempfile\nfolder = pathlib.Path({str(tmp_path)!r})\n"
+        "gone = tempfile.TemporaryDirectory(dir=folder, prefix='gone')\n"
+        "file = open(folder / f'file{rank}', 'w'); file.write('buffered')\n"
+        "def leave():\n    late = open(folder / f'late{rank}', 'w'); late.write('late'); globals()['late'] = late\n"
+        "atexit.register(leave)"
+    ).ok()
+    started.notebook.run("%nbsync restart", GUARD).ok()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    expected = {f"file{rank}": "buffered" for rank in range(2)} | {f"late{rank}": "late" for rank in range(2)}
+    assert found == expected | {"own": ""}
+    assert [path.name[:4] for path in tmp_path.iterdir() if path.is_dir()] == ["kept"]
+    started.notebook.run("own.close(); kept.cleanup()").ok()
+    assert (tmp_path / "own").read_text() == "pending"
+
+
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_what_cannot_be_rebuilt_costs_only_what_holds_it(fresh_notebook: Notebook, method: str) -> None:
     """After a variable that cannot be rebuilt the others arrive, and share what they shared; at a restart too."""
