@@ -191,7 +191,7 @@ def _check_nodes(node_rank: int, num_nodes: int, rdzv_backend: str, rdzv_conf: M
 def _check_numbers(max_restarts: int, monitor_interval: float) -> None:
     if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
         raise UsageError(f"max_restarts must be 0 or a positive integer, got {max_restarts!r}")
-    if not monitor_interval > 0:
+    if not isinstance(monitor_interval, int | float) or not monitor_interval > 0:
         raise UsageError(f"monitor_interval must be a positive number of seconds, got {monitor_interval!r}")
 
 

@@ -178,7 +178,7 @@ class Conductor:
         self._printer.also_live(self._transfers.lines())
         self._printer.show(now)
         self._look(now)
-        self._insistence.look(self._run.pending, now)
+        self._insistence.look(self._run.pending, self._transfers.ranks, now)
         self._keep_limit(now)
 
     def _receive(self) -> Iterable[tuple[int, str, Any]]:

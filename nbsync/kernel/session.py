@@ -292,8 +292,14 @@ class Session:
         if ranks is not None:
             sink = make_sink()
             return refill(self._fleet, choose(self._fleet, ranks), sink, partial(tell, sink))
-        self._fleet.close()
-        self._start_fleet()
+        try:
+            self._fleet.close()
+            self._start_fleet()
+        except KeyboardInterrupt:
+            size = self.world_size
+            others = f"`%nbsync start -n {size}` starts others"
+            tell(make_sink(), f"the restart was interrupted, and the {size} workers are gone: {others}")
+            raise
         return tuple(range(self.world_size))
 
     def close(self) -> None:

@@ -282,5 +282,6 @@ def unregister(shell: InteractiveShell) -> None:
 
     for session in open_sessions():
         session.close()
+        print(f"nbsync: {session.world_size} workers were ended with the extension; their variables are gone")
     for kind, name in _our_names():
         shell.magics_manager.magics[kind].pop(name, None)

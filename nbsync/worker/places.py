@@ -11,7 +11,12 @@ from types import CodeType, FrameType, TracebackType
 from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
 from nbsync.protocol.userlines import is_users
 
-_SPOKEN = {"wait_at_barrier": "wait_for_everyone", "_pre_forward": "DDP's forward"}
+_SPOKEN = {
+    "wait_at_barrier": "wait_for_everyone",
+    "_pre_forward": "DDP's forward",
+    # What functional collectives return waits in these when it is used: for which of them, only C++ knows.
+    **dict.fromkeys(("wait_tensor", "trigger_wait", "__torch_dispatch__", "__repr__"), ASYNCHRONOUS),
+}
 _COLLECTIVE_FOLDERS = (
     os.path.join("torch", "distributed", ""),
     os.path.join("torch", "nn", "parallel", "distributed.py"),

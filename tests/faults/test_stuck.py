@@ -311,6 +311,22 @@ def test_row_15_what_was_begun_earlier(pair: Ranks, cell: str, told: str) -> Non
     pair.assert_whole()
 
 
+def test_row_15_functional_collectives(pair: Ranks) -> None:
+    """Ranks that use the results of different ones wait for each other; the error is told, and none is left over."""
+    pair.run("import torch.distributed._functional_collectives as functional\nworld_group = dist.group.WORLD").ok()
+    cell = (
+        "if rank: x = functional.all_reduce(torch.ones(3), 'sum', world_group)\n"
+        "else: x = functional.all_gather_tensor(torch.ones(3), 0, world_group)\nx + 1"
+    )
+    outcome = pair.run(cell)
+    error = outcome.failed("Deadlock")
+    assert f"ranks 0-1 wait in an asynchronous operation at Cell In[{outcome.number}], line 4" in error.evalue
+    pair.assert_whole()
+    assert pair.run("(functional.all_reduce(torch.ones(3), 'sum', world_group) + 1).tolist()").ok().texts == [
+        "[0-1] [3.0, 3.0, 3.0]"
+    ]
+
+
 def test_row_15_nobody_keeps_the_work_of_a_message(pair: Ranks) -> None:
     """A message whose `Work` is dropped at once arrives all the same, and blocks nothing that comes after it."""
     cell = """t = torch.zeros(3)

@@ -132,5 +132,5 @@ def test_the_looks_of_a_run_pass_over_a_closed_session(hub: Hub) -> None:
     assert len(told) == 1
     insistence = Insistence(traffic.signal, traffic.pid, lambda rank: "", told.append)
     insistence.begin([0], 1, 0.0)
-    insistence.look([0], TOLD_AFTER)
+    insistence.look([0], [], TOLD_AFTER)
     assert len(told) == 1

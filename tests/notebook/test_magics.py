@@ -84,7 +84,8 @@ def test_magics_inside(live: Notebook) -> None:
     outcome = live.run("%%distributed\n%time y = 41 + rank\ny").ok()
     assert "Wall time" in outcome.stdout  # once or twice: equal times of the ranks are folded
     assert outcome.texts == ["[0] 41", "[1] 42"]
-    assert live.run("%%distributed\n!echo shell").ok().stdout == "[0-1] shell\n"
+    shown = live.run("%%distributed\n!echo shell").ok().stdout
+    assert sorted(shown.splitlines()) in (["[0-1] shell"], ["[0] shell", "[1] shell"])  # folded if at about one time
     assert live.run("%%distributed\nout = !echo captured\nout[0]").ok().texts == ["[0-1] 'captured'"]
     assert "Wall time" in live.run("%%distributed\n%%time\nz = 1").ok().stdout
     assert live.run("%%distributed\nz").ok().texts == ["[0-1] 1"]

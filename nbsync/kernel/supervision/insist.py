@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from nbsync.errors import ranks_do
 from nbsync.kernel.supervision.evidence import unusual_state
@@ -51,8 +51,8 @@ class Insistence:
         if ticket >= self._ticket:
             self._unheard.discard(rank)
 
-    def look(self, pending: Iterable[int], now: float) -> None:
-        """Do what is due."""
+    def look(self, pending: Iterable[int], moving: Container[int], now: float) -> None:
+        """Do what is due. Of `moving` ranks it is known why they do not answer: a large message is on its way."""
         silent = sorted(self._unheard.intersection(pending))
         if self._signal_at is not None and now >= self._signal_at:
             self._signal_at = None
@@ -60,7 +60,7 @@ class Insistence:
                 self._send_signal(rank, INSIST_SIGNAL)
         if self._tell_at is not None and now >= self._tell_at:
             self._tell_at = None
-            self._tell([rank for rank in silent if self._is_running(rank)])
+            self._tell([rank for rank in silent if rank not in moving and self._is_running(rank)])
 
     def _is_running(self, rank: int) -> bool:
         pid = self._pid_of(rank)
@@ -74,7 +74,8 @@ class Insistence:
         for line, same in lines.items():
             seen = f" (seen last at {line})" if line else ""
             what = f"is in C code that lets no other thread run{seen}, or waiting for a processor"
-            self._notify(f"{ranks_do(same, what)}; interrupts wait for that to end. Stack:")
+            way_out = "interrupts wait for that to end, and a third one ends the cell without it"
+            self._notify(f"{ranks_do(same, what)}; {way_out}. Stack:")
             for rank in same:
                 self._send_signal(rank, STACK_SIGNAL)
         self._told.update(*lines.values())
