@@ -296,9 +296,8 @@ class Session:
             self._fleet.close()
             self._start_fleet()
         except KeyboardInterrupt:
-            size = self.world_size
-            others = f"`%nbsync start -n {size}` starts others"
-            tell(make_sink(), f"the restart was interrupted, and the {size} workers are gone: {others}")
+            others = f"`%nbsync start -n {self.world_size}` starts others"
+            tell(make_sink(), f"the restart was interrupted, and the workers are gone: {others}")
             raise
         return tuple(range(self.world_size))
 
