@@ -83,7 +83,7 @@ def test_ranks_end_as_programs_do(started: Started, tmp_path: Path) -> None:
     """What a rank has written and registered for its end is written and run; what the notebook has is left to it."""
     started.notebook.run(
         f"import atexit, pathlib, tempfile\nfolder = pathlib.Path({str(tmp_path)!r})\n"
-        "kept = tempfile.TemporaryDirectory(dir=folder, prefix='kept')\n"
+        "mine = tempfile.TemporaryDirectory(dir=folder, prefix='kept')\n"
         "own = open(folder / 'own', 'w'); own.write('pending')\n"
         "atexit.register((folder / 'notebook').touch)"
     ).ok()
@@ -100,7 +100,7 @@ def test_ranks_end_as_programs_do(started: Started, tmp_path: Path) -> None:
     expected = {f"file{rank}": "buffered" for rank in range(2)} | {f"late{rank}": "late" for rank in range(2)}
     assert found == expected | {"own": ""}
     assert [path.name[:4] for path in tmp_path.iterdir() if path.is_dir()] == ["kept"]
-    started.notebook.run("own.close(); kept.cleanup()").ok()
+    started.notebook.run("own.close(); mine.cleanup(); del own, mine").ok()
     assert (tmp_path / "own").read_text() == "pending"
 
 
