@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from typing import Any, NamedTuple
+from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
@@ -188,15 +188,16 @@ class _Cell:
 # ---- processes, as /proc shows them ----
 
 
-class Proc(NamedTuple):
-    """A process; with its start time a pid is unique."""
+@dataclass(frozen=True)
+class Proc:
+    """A process; it is the same one, whatever its state, if its number and its start time are."""
 
     pid: int
-    ppid: int
-    pgid: int
+    ppid: int = field(compare=False)
+    pgid: int = field(compare=False)
     started: int
-    name: str
-    state: str
+    name: str = field(compare=False)
+    state: str = field(compare=False)
 
 
 def processes() -> Iterator[Proc]:
