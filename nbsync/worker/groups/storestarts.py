@@ -23,6 +23,8 @@ from nbsync.worker.pauses import pauses
 _NAMES = ("host_name", "port", "world_size", "is_master", "timeout", "wait_for_workers")
 _DEFAULTS = {"world_size": None, "is_master": False, "timeout": timedelta(seconds=300), "wait_for_workers": True}
 _ANSWER = 1.0  # seconds that an address has to accept a connection
+_COUNTED = 0.03  # seconds in which a server, which looks every 10 ms, has seen that it has its clients
+_PATIENCE = timedelta(seconds=0.2)
 
 
 class StoreStarts:
@@ -128,8 +130,10 @@ def _freed(given: dict[str, Any], ended: threading.Event) -> Iterator[None]:
         raise
 
 
-def _join(address: tuple[str, int], clients: int, ended: threading.Event) -> None:
-    for _ in range(clients):
-        if not ended.is_set():
-            with suppress(RuntimeError):  # it has its clients by now
-                TCPStore(*address, clients, timeout=timedelta(seconds=_ANSWER))
+def _join(address: tuple[str, int], size: int, ended: threading.Event) -> None:
+    """Be the clients that a server waits for, which counts itself; not one too many: it might join a later server."""
+    for _ in range(size - 1):
+        with suppress(RuntimeError):  # it has its clients by now
+            TCPStore(*address, size, timeout=_PATIENCE)
+        if ended.wait(_COUNTED):
+            break
