@@ -132,8 +132,10 @@ def _freed(given: dict[str, Any], ended: threading.Event) -> Iterator[None]:
 
 def _join(address: tuple[str, int], size: int, ended: threading.Event) -> None:
     """Be the clients that a server waits for, which counts itself; not one too many: it might join a later server."""
-    for _ in range(size - 1):
-        with suppress(RuntimeError):  # it has its clients by now
+    joined, deadline = 0, time.monotonic() + _ANSWER
+    while joined < size - 1 and time.monotonic() < deadline:
+        with suppress(RuntimeError):  # the machine is busy, or the server has its clients by now
             TCPStore(*address, size, timeout=_PATIENCE)
+            joined += 1
         if ended.wait(_COUNTED):
             break
