@@ -66,6 +66,8 @@ class Common:
 _common = Common()  # of this worker; the kernel has one for each world, and passes it
 _in_use = threading.local()
 _RLOCK = type(threading.RLock())
+_ARE_CLASSES = (type, *VARIABLES)
+_HAVE_NAMES = (types.FunctionType, *_ARE_CLASSES)
 _FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 _DEEPEST = 6  # steps from a value to the part that is named
 
@@ -169,10 +171,10 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             return find_common, (name,)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
-        if isinstance(obj, (type, types.FunctionType, *VARIABLES)) and _is_importable(obj):
+        if isinstance(obj, _HAVE_NAMES) and _is_importable(obj):
             # dill looks into the parent module for it, where torch.optim deletes its own
             return _global_name(obj)
-        if isinstance(obj, (type, *VARIABLES)):
+        if isinstance(obj, _ARE_CLASSES):
             reduced = reduce_class(obj)
             if reduced is not None:
                 return reduced

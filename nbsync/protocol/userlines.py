@@ -11,8 +11,6 @@ _LIBRARIES = tuple(
     {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {os.path.join(os.path.dirname(os.path.dirname(__file__)), "")}
 )
-
-
 _ANY_PYTHONS = ("/site-packages/", "/dist-packages/")  # also the user's own, and those of a system under a venv
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from types import CodeType
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, describe_limit
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
-from nbsync.worker.groups.ledger import Entry, Ledger
+from nbsync.worker.groups.ledger import Entry, Ledger, checksum
 from nbsync.worker.places import collective_in, users_line, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
@@ -82,7 +81,7 @@ def is_rendered_elsewhere(told: Identity, ledger: Ledger | None, rank: int, run:
     """
     if ledger is None:
         return False
-    entry = Entry(f"{zlib.crc32(repr(told).encode()):x}", "")
+    entry = Entry(checksum(repr(told)), "")
     ledger.note(f"raised/{run}", entry)
     return entry in ledger.read(range(rank), f"raised/{run}").values()
 

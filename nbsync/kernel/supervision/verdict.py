@@ -68,9 +68,8 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
         ranks=sorted(ranks) if len(ranks) > 1 else ranks,
         type_name=failure.type_name,
         message=failure.message,
-        traceback_lines=next(
-            (failures[r].traceback for r in ranks if failures[r].traceback), ()
-        ),  # one has rendered it
+        # One of them has rendered it, and perhaps not the first.
+        traceback_lines=next((failures[rank].traceback for rank in ranks if failures[rank].traceback), ()),
         others=[
             *others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
             *(memory_table(run.done) if failure.memory_limit is not None else []),

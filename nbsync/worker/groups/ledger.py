@@ -78,5 +78,10 @@ class Ledger:
         return f"{self._life}/{key}"
 
 
+def checksum(text: str) -> str:
+    """What an entry has of `text`, which may be long."""
+    return f"{zlib.crc32(text.encode()):x}"
+
+
 def _place(name: str) -> int:
     return zlib.crc32(name.encode()) % _ENTRIES * _SIZE

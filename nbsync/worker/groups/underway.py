@@ -6,7 +6,6 @@ Each rank notes what it begins where the others can read it (see ledger.py), and
 from __future__ import annotations
 
 import sys
-import zlib
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from nbsync.errors import CollectiveMismatch, OperationCutOff
 from nbsync.worker.groups.comparison import tell_difference
-from nbsync.worker.groups.ledger import Entry, Ledger
+from nbsync.worker.groups.ledger import Entry, Ledger, checksum
 from nbsync.worker.groups.operations import Collective, Message
 from nbsync.worker.places import line_of
 
@@ -67,9 +66,9 @@ class Underway:
         """Note what is begun, before anything of it can reach another rank. Returns what they must have noted too."""
         if self.ledger is None:
             return None
-        checksum = f"{zlib.crc32(must.encode()):x}"
-        self.ledger.note(key, Entry(checksum, f"{told[:_SHORT]} at {line_of(sys._getframe())}"))
-        return checksum
+        entry = Entry(checksum(must), f"{told[:_SHORT]} at {line_of(sys._getframe())}")
+        self.ledger.note(key, entry)
+        return entry.must
 
     def hold(self, work: Any) -> Any:
         """Keep the `Work` of a message until somebody has waited for it."""
