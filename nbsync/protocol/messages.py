@@ -303,6 +303,7 @@ class Where:
         cpu: seconds of processor time the process has used: hardly any between two looks means that it waits.
         memory: what the process holds; None where that cannot be told.
         stack: the whole Python stack as text, innermost last.
+        must: what the collective has to be on all ranks, where it is known.
     """
 
     ticket: int
@@ -315,3 +316,4 @@ class Where:
     cpu: float = 0.0
     memory: Memory | None = None
     stack: tuple[str, ...] = ()
+    must: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 from functools import lru_cache
 from types import CodeType, TracebackType
@@ -11,6 +12,7 @@ _LIBRARIES = tuple(
     {os.path.join(sysconfig.get_paths()[key], "") for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {os.path.join(os.path.dirname(os.path.dirname(__file__)), "")}
 )
+_COMPILED = re.compile(r"/(..)/c\1\w{40,}\.py$")  # what torch.compile has made of the user's code, in its cache
 _ANY_PYTHONS = ("/site-packages/", "/dist-packages/")  # also the user's own, and those of a system under a venv
 
 
@@ -21,7 +23,7 @@ def is_users(code: CodeType) -> bool:
 
 @lru_cache
 def _is_users_file(name: str) -> bool:
-    is_library = name.startswith(_LIBRARIES) or any(folder in name for folder in _ANY_PYTHONS)
+    is_library = name.startswith(_LIBRARIES) or any(folder in name for folder in _ANY_PYTHONS) or _COMPILED.search(name)
     return not is_library and not (name.startswith("<") and "ipython-input" not in name)
 
 

@@ -208,6 +208,7 @@ class Attendant:
             time.process_time(),
             self.memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),
+            collective.must if collective else None,
         )
 
 

@@ -299,6 +299,10 @@ def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
             "dist.all_reduce(torch.ones(1), async_op=True).wait() if rank == 0 else None",
             r"rank 0 waits in all_reduce #\d+",
         ),
+        (
+            "dist._functional_collectives.all_reduce(torch.ones(1), 'sum', dist.group.WORLD) + 1 if rank == 0 else 0",
+            r"rank 0 waits in all_reduce #\d+",
+        ),
         ("dist.irecv(torch.ones(1), src=1).wait() if rank == 0 else None", "rank 0 waits in irecv for rank 1"),
         ("dist.irecv(torch.ones(1), src=1 - rank).wait()", "rank 0 waits in irecv for rank 1"),
     ],
@@ -309,22 +313,6 @@ def test_row_15_what_was_begun_earlier(pair: Ranks, cell: str, told: str) -> Non
     error = outcome.failed("Deadlock")
     assert re.search(rf"{told} at Cell In\[{outcome.number}\], line 2", error.evalue), error.evalue
     pair.assert_whole()
-
-
-def test_row_15_functional_collectives(pair: Ranks) -> None:
-    """Ranks that use the results of different ones wait for each other; the error is told, and none is left over."""
-    pair.run("import torch.distributed._functional_collectives as functional\nworld_group = dist.group.WORLD").ok()
-    cell = (
-        "if rank: x = functional.all_reduce(torch.ones(3), 'sum', world_group)\n"
-        "else: x = functional.all_gather_tensor(torch.ones(3), 0, world_group)\nx + 1"
-    )
-    outcome = pair.run(cell)
-    error = outcome.failed("Deadlock")
-    assert f"ranks 0-1 wait in an asynchronous operation at Cell In[{outcome.number}], line 4" in error.evalue
-    pair.assert_whole()
-    assert pair.run("(functional.all_reduce(torch.ones(3), 'sum', world_group) + 1).tolist()").ok().texts == [
-        "[0-1] [3.0, 3.0, 3.0]"
-    ]
 
 
 def test_row_15_nobody_keeps_the_work_of_a_message(pair: Ranks) -> None:

@@ -28,6 +28,7 @@ class Place:
     group: tuple[int, ...]
     peer: int | None
     line: str
+    must: str | None
 
     def __str__(self) -> str:
         number = f" #{self.number}" if self.number is not None else ""
@@ -54,7 +55,7 @@ def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapp
         return None
     world = tuple(range(size))
     places = {
-        rank: Place(where.waiting_in or "", where.number, where.group or world, where.peer, where.line)
+        rank: Place(where.waiting_in or "", where.number, where.group or world, where.peer, where.line, where.must)
         for rank, where in sorted(now.items())
     }
     if any(_is_complete(place, places) for place in places.values()):
@@ -69,10 +70,11 @@ def _waits(before: Where, now: Where) -> bool:
 
 
 def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:
-    """Whether all ranks of a collective's group are in it."""
+    """Whether all ranks of a collective's group are in it, and mean the same as far as that is known."""
     if place.name in _POINT_TO_POINT:
         return False
-    return all(rank in places and places[rank].operation == place.operation for rank in place.group)
+    there = [places[rank] for rank in place.group if rank in places and places[rank].operation == place.operation]
+    return len(there) == len(place.group) and len({each.must for each in there} - {None}) < 2
 
 
 def _waiting(places: Mapping[int, Place]) -> list[str]:

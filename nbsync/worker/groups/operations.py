@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ COLLECTIVES: dict[str, int | None] = {
     "gather": 1,
     "scatter": 0,
     "reduce_scatter": 0,
-    "reduce_scatter_single": 0,
-    "reduce_scatter_single_coalesced": 0,
+    "reduce_scatter_single": 1,
+    "reduce_scatter_single_coalesced": 1,
     "alltoall": None,
     "all_to_all_single": None,
     "barrier": None,
@@ -44,12 +44,17 @@ _PYTHON_NAMES = {
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective that this process waits for: its name, its group, and its number in that group."""
+    """A collective that this process waits for: its name, its group, and its number in that group.
+
+    Attributes:
+        must: a checksum of what it has to be on all ranks, if that is compared when it has ended.
+    """
 
     name: str
     group: str
     ranks: tuple[int, ...]
     number: int
+    must: str | None = None
 
 
 class Message(NamedTuple):
@@ -64,46 +69,49 @@ class Message(NamedTuple):
         return (self.peer,)
 
 
+class Intent(NamedTuple):
+    """What this process is about to do, as far as it has to be the same on all ranks concerned."""
+
+    name: str
+    tensors: Sequence[torch.Tensor]
+    details: Sequence[str] = ()
+
+    @property
+    def told(self) -> str:
+        """With its shapes: `all_reduce (2, 3) float32 sum`."""
+        return self._tell(f"{tuple(tensor.shape)}" for tensor in self.tensors)
+
+    @property
+    def must(self) -> str:
+        """The same with the numbers of elements: what gives right numbers if it is equal on all ranks."""
+        return self._tell(f"{tensor.numel()}" for tensor in self.tensors)
+
+    def _tell(self, sizes: Iterable[str]) -> str:
+        types = (str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors)
+        sized = (f"{size} {kind}" for size, kind in zip(sizes, types, strict=True))
+        return " ".join([self.name, *sized, *self.details])
+
+
 def python_name(method: str) -> str:
     """As torch.distributed calls what a method of `ProcessGroup` does."""
     return _PYTHON_NAMES.get(method, method)
 
 
-def describe(method: str, args: Sequence[Any], options: Any) -> str:
-    """A collective with its shapes, types, reduction and root: what must be equal on all ranks."""
-    index = COLLECTIVES[method]
-    return _describe(method, [] if index is None else describe_tensors(args[index]), options)
-
-
-def describe_loosely(method: str, args: Sequence[Any], options: Any) -> str:
-    """The same with the numbers of elements for the shapes: what gives right numbers if it is equal on all ranks."""
-    index = COLLECTIVES[method]
-    return _describe(method, [] if index is None else measure_tensors(args[index]), options)
-
-
-def _describe(method: str, tensors: Sequence[str], options: Any) -> str:
-    parts = [python_name(method), *tensors]
+def intent_of(method: str, args: Sequence[Any], options: Any) -> Intent:
+    """What a call of a method of `ProcessGroup` is."""
+    index, details = COLLECTIVES[method], []
     if hasattr(options, "reduceOp"):
-        parts.append(next(name.lower() for name, kind in _REDUCTIONS.items() if options.reduceOp == kind))
+        details.append(next(name.lower() for name, kind in _REDUCTIONS.items() if options.reduceOp == kind))
     if method == "barrier" and barrier_name() not in (None, _UNNAMED):
-        parts.append(repr(barrier_name()))
+        details.append(repr(barrier_name()))
     if hasattr(options, "rootRank") and method != "barrier":
-        parts.append(f"root {options.rootRank}")
-    return " ".join(parts)
+        details.append(root(options.rootRank))
+    return Intent(python_name(method), [] if index is None else tensors_in(args[index]), details)
 
 
-def describe_tensors(argument: Any) -> list[str]:
-    """`(2, 3) float32` for each tensor."""
-    return [f"{tuple(tensor.shape)} {_type_name(tensor)}" for tensor in tensors_in(argument)]
-
-
-def measure_tensors(argument: Any) -> list[str]:
-    """`6 float32` for each tensor."""
-    return [f"{tensor.numel()} {_type_name(tensor)}" for tensor in tensors_in(argument)]
-
-
-def _type_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def root(rank: int) -> str:
+    """How the root of a collective is told: its rank in the group."""
+    return f"root {rank}"
 
 
 def tensors_in(argument: Any) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What this process has begun and not yet waited for: `async_op=True`, `isend`, `irecv`.
+"""What this process has begun and not yet waited for: `async_op=True`, `isend`, `irecv`, functional collectives.
 
 Each rank notes what it begins where the others can read it (see ledger.py), and compares when it has waited for it.
 """
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch.distributed as dist
+
 from nbsync.errors import CollectiveMismatch, OperationCutOff
 from nbsync.worker.groups.comparison import tell_difference
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
-from nbsync.worker.groups.operations import Collective, Message
+from nbsync.worker.groups.operations import Collective, Message, tensors_in
 from nbsync.worker.places import line_of
 
 _SHORT = 200  # characters of what an operation is, besides its line
@@ -43,7 +45,7 @@ _UNKNOWN = Begun(None, (), "", None)
 
 
 class Underway:
-    """The operations of this process that nobody has waited for, by their `Work`.
+    """The operations of this process that nobody has waited for, by what will be waited for.
 
     Attributes:
         ledger: where the ranks note what they begin, if there is such a place.
@@ -76,21 +78,21 @@ class Underway:
             self._held.append(work)
         return work
 
-    def keep(self, work: Any, begun: Begun) -> Any:
-        """Know what this `Work` is of."""
-        if work is not None:
-            self._begun[work] = begun
-        return work
+    def keep(self, result: Any, begun: Begun) -> Any:
+        """Know what this is of: a `Work`, or the tensors that will have the data, by their storages."""
+        for handle in _handles(result):
+            self._begun[handle] = begun
+        return result
 
-    def take(self, work: Any) -> Begun:
-        """What this `Work`, which is waited for now, is of."""
+    def take(self, handle: Any) -> Begun:
+        """What this `Work` or storage, which is waited for now, is of."""
         with suppress(ValueError):  # not a message, or an old one
-            self._held.remove(work)
-        return self._begun.pop(work, _UNKNOWN)
+            self._held.remove(handle)
+        return self._begun.pop(handle, _UNKNOWN)
 
-    def cut_off(self, work: Any) -> OperationCutOff | None:
+    def cut_off(self, handle: Any) -> OperationCutOff | None:
         """What to tell of what was under way when an earlier cell failed: gloo tells of a connection only."""
-        begun = self._earlier.get(work)
+        begun = self._earlier.get(handle)
         if begun is None or begun.what is None:
             return None
         return OperationCutOff(
@@ -104,3 +106,11 @@ class Underway:
         noted = self.ledger.read(begun.ranks, begun.key)
         is_same = all(entry.must == begun.must for entry in noted.values())
         return None if is_same else CollectiveMismatch(tell_difference(noted))
+
+
+def _handles(result: Any) -> list[Any]:
+    if result is None:
+        return []
+    if isinstance(result, dist.Work):
+        return [result]
+    return [tensor.untyped_storage() for tensor in tensors_in(result)]

@@ -6,10 +6,10 @@ rank, and the group stays usable. The methods of `ProcessGroup` are wrapped, so 
 functions imported before the start, and groups made by user code. What C++ starts by itself (DDP's backward) is not
 compared.
 
-Operations that do not block (`async_op=True`, `isend`, `irecv`), and those between two ranks, are not compared before:
-waiting for the others there could stop a program that is right. They are compared afterwards (see underway.py). The
-same holds where torch pairs what blocks with what does not: in `Join`, where ranks that have no more data answer for
-those that do.
+Operations that do not block (`async_op=True`, `isend`, `irecv`, functional collectives), and those between two ranks,
+are not compared before: waiting for the others there could stop a program that is right. They are compared afterwards
+(see underway.py). The same holds where torch pairs what blocks with what does not: in `Join`, where ranks that have no
+more data answer for those that do.
 """
 
 from __future__ import annotations
@@ -29,16 +29,8 @@ from torch.distributed.algorithms import join
 
 from nbsync.errors import CollectiveMismatch
 from nbsync.worker.groups.comparison import Comparison
-from nbsync.worker.groups.operations import (
-    COLLECTIVES,
-    Collective,
-    Message,
-    describe,
-    describe_loosely,
-    describe_tensors,
-    measure_tensors,
-    python_name,
-)
+from nbsync.worker.groups.functional import watch_functional
+from nbsync.worker.groups.operations import COLLECTIVES, Collective, Intent, Message, intent_of, python_name
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 
@@ -78,6 +70,7 @@ class CollectiveWatch:
         kind: Any = dist.ProcessGroup
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
             setattr(kind, method, _like(getattr(kind, method), self._collective(method, getattr(kind, method))))
+        self._functional = watch_functional(self.begin, self.wait)
         for method in _MESSAGES:
             setattr(kind, method, _like(getattr(kind, method), self._message(method, getattr(kind, method))))
         kind.recv_anysource = _like(kind.recv_anysource, self._message_from_anybody(kind.recv_anysource))
@@ -111,23 +104,32 @@ class CollectiveWatch:
 
                 def do() -> Any:
                     if is_compared and not _answers_for_others():
-                        self._comparison.make(group, awaited.ranks, describe(method, args, options))
+                        self._comparison.make(group, awaited.ranks, intent_of(method, args, options).told)
                     work = original(group, *args, **kwargs)
                     if work is not None:
                         work.wait()  # the caller waits once more, which returns at once: this covers the whole wait
                     return work
 
                 return self._wait_in(awaited, do)
-            with self._shield(), self._counted(self._numbers, group.group_name) as number:
-                collective = _as_collective(method, group, number)
-                key, must = f"{collective.group}/{number}", None
-                if is_compared:
-                    loosely, strictly = describe_loosely(method, args, options), describe(method, args, options)
-                    must = self.underway.note(key, loosely, strictly)
-                work = original(group, *args, **kwargs)
-                return self.underway.keep(work, Begun(collective, collective.ranks, key, must))
+            return self.begin(
+                method, group, lambda: intent_of(method, args, options), lambda: original(group, *args, **kwargs)
+            )
 
         return call
+
+    def begin(self, method: str, group: Any, intent: Callable[[], Intent], do: Callable[[], Any]) -> Any:
+        """Begin what does not block. Its ranks compare what they meant when it has ended.
+
+        Args:
+            do: gives the `Work`, or the tensors that will have the data.
+        """
+        with self._shield(), self._counted(self._numbers, group.group_name) as number:
+            key, must = f"{group.group_name}/{number}", None
+            if self._compares and _CPU in group._device_types:
+                meant = intent()
+                must = self.underway.note(key, meant.must, meant.told)
+            collective = _as_collective(method, group, number, must)
+            return self.underway.keep(do(), Begun(collective, collective.ranks, key, must))
 
     def _message(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
         names = _MESSAGES[method]
@@ -141,8 +143,7 @@ class CollectiveWatch:
             way = f"{group.group_name}/{ends[0]}>{ends[1]}:{tag}"
             with self._shield(), self._counted(self._messages, way) as number:
                 key = f"{way}/{number}"
-                told = " ".join([method, *describe_tensors(tensors)])
-                must = self.underway.note(key, " ".join(measure_tensors(tensors)), told)
+                must = self.underway.note(key, Intent("message", tensors).must, Intent(method, tensors).told)
                 work = self.underway.hold(original(group, *args, **kwargs))
                 if method == "send" or group.group_name in self._from_anybody:  # whoever receives compares
                     must = None
@@ -161,22 +162,26 @@ class CollectiveWatch:
 
     def _wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._is_inside:
-                return original(work, *args, **kwargs)
-            begun = self.underway.take(work)
-            try:
-                done = self._wait_in(begun.what, lambda: original(work, *args, **kwargs))
-            except RuntimeError:
-                better = self.underway.difference(begun) or self.underway.cut_off(work)  # which can say more
-                if better is None:
-                    raise
-                raise better from None
-            difference = self.underway.difference(begun)
-            if difference is not None:
-                raise difference
-            return done
+            return self.wait(work, lambda: original(work, *args, **kwargs))
 
         return wait
+
+    def wait(self, handle: Any, do: Callable[[], Any]) -> Any:
+        """Wait, as `do` does, for what was begun: a `Work`, or the storage of a tensor."""
+        if self._is_inside:
+            return do()
+        begun = self.underway.take(handle)
+        try:
+            done = self._wait_in(begun.what, do)
+        except RuntimeError:
+            better = self.underway.difference(begun) or self.underway.cut_off(handle)  # which can say more
+            if better is None:
+                raise
+            raise better from None
+        difference = self.underway.difference(begun)
+        if difference is not None:
+            raise difference
+        return done
 
     def _wait_in(self, what: Collective | Message | None, do: Callable[[], Any]) -> Any:
         """Do what waits. No generator for this: an interrupt could leave one suspended, with its state."""
@@ -233,8 +238,8 @@ def _answers_for_others() -> bool:
     return join.__file__ in near
 
 
-def _as_collective(method: str, group: Any, number: int) -> Collective:
-    return Collective(python_name(method), group.group_name, _ranks_of(group), number)
+def _as_collective(method: str, group: Any, number: int, must: str | None = None) -> Collective:
+    return Collective(python_name(method), group.group_name, _ranks_of(group), number, must)
 
 
 def _ranks_of(group: Any) -> tuple[int, ...]:
