@@ -28,6 +28,7 @@ from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
 from nbsync.worker.groups.sharded import ShardKeeper
 from nbsync.worker.groups.sockets import Flow, Socket, connected_sockets, flow, open_sockets, shut_down
+from nbsync.worker.groups.steps import StepKeeper
 from nbsync.worker.groups.stranded import Stranded
 from nbsync.worker.groups.tasks import gloo_threads
 from nbsync.worker.groups.uncaught import Uncaught
@@ -59,7 +60,7 @@ class GroupKeeper:
         self.was_cut = self.left_unfinished = False
         self.uncaught, self.sharded = Uncaught(), ShardKeeper()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
-        self._models = ModelKeeper()
+        self._models, self._steps = ModelKeeper(), StepKeeper()
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
         self._users_level: int | None = None
         self._sockets: set[Socket] = set()
@@ -75,6 +76,7 @@ class GroupKeeper:
         """Record the sockets of each gloo backend made from now on, also by user code."""
         self._meeting.install()
         self._models.install()
+        self._steps.install()
         self.uncaught.install()
         keeper = self
         original = c10d.ProcessGroupGloo
@@ -150,13 +152,15 @@ class GroupKeeper:
     @property
     def are_broken(self) -> bool:
         """Whether the groups need healing before they are used again."""
+        left = self.left_unfinished or self.sharded.are_uneven or self._steps.are_torn
         with self._lock:  # a cut that has begun counts
-            return self.was_cut or self.uncaught.count > 0 or self.left_unfinished or self.sharded.are_uneven
+            return self.was_cut or self.uncaught.count > 0 or left
 
     def end_run(self, *, well: bool) -> None:
         """After each run but a heal: see to the models of which it has cut a pass short."""
         well = well and not self.are_broken
         self.sharded.end_run(well)
+        self._steps.end_run(well)
         self.left_unfinished = self.left_unfinished or (not well and self._models.has_unfinished())
 
     def use_nccl(self) -> bool:
@@ -216,6 +220,7 @@ class GroupKeeper:
         self._models.agree(store, known)
         with self._shield():
             self.sharded.agree(store, range(dist.get_world_size()))
+        self._steps.agree(store, range(dist.get_world_size()), self._rank)
         self._settle(life, store)
         self.was_cut, self.uncaught.count, self.left_unfinished = False, 0, False
         self._hush(False)
@@ -242,6 +247,7 @@ class GroupKeeper:
         """Tell the other ranks what this one knows, before they heal together."""
         self._models.tell(store, self._rank)
         self.sharded.tell(store, self._rank)
+        self._steps.tell(store, self._rank)
         store.set(f"groups/{self._rank}", json.dumps(groups))
 
     def _settle(self, life: int, store: Store) -> None:
@@ -267,13 +273,13 @@ class GroupKeeper:
         return self._connection
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
-        """How many collectives each group has seen, and its models changes: the same on all ranks while all is well."""
+        """How many collectives each group has seen, its models changes, optimizers steps: the same on all ranks."""
         seen = (
             (pg.group_name, pg._get_backend(_CPU)._get_sequence_number_for_group())
             for pg in c10d._world.pg_map
             if _CPU in pg._device_types
         )
-        return (*seen, *self._models.changes())
+        return (*seen, *self._models.changes(), *self._steps.made())
 
 
 def _log_level() -> ctypes.c_int | None:

@@ -1,0 +1,141 @@
+"""Optimizers of sharded parameters, of which not all ranks made the same steps: that is told.
+
+The shards of a model differ from rank to rank, so nothing shows that they are of different steps. But an error or an
+interrupt may find one rank before an optimizer step and another after it, or a rank in the middle of one. The copies of
+a DDP model can be compared by themselves (see replicas.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch._C._distributed_c10d import Store
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from nbsync.errors import ranks_do
+
+_DTENSOR = "torch.distributed.tensor"  # slow to import, and whoever uses it has done so
+
+
+@dataclass
+class Steps:
+    """Of one optimizer.
+
+    Attributes:
+        name: by which all ranks know it.
+        made: how many steps, since its ranks were last found to differ.
+        within: for each step that has begun and not ended, whether it changes the parameters at once.
+        is_torn: one was cut short.
+    """
+
+    name: str
+    made: int = 0
+    within: list[bool] = field(default_factory=list)
+    is_torn: bool = False
+
+
+class StepKeeper:
+    """Counts the steps of this process's optimizers of sharded parameters.
+
+    Attributes:
+        are_torn: a step was cut short here.
+    """
+
+    def __init__(self) -> None:
+        self.are_torn = False
+        self._known: WeakKeyDictionary[Optimizer, Steps] = WeakKeyDictionary()
+        self._numbers: Counter[str] = Counter()  # of the optimizers that look the same
+
+    def install(self) -> None:
+        """Take note of each optimizer that is made from now on, and of its steps."""
+        keeper, kind, original = self, Optimizer, Optimizer.__init__
+
+        @functools.wraps(original)
+        def __init__(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            look = _look(optimizer)
+            if look is not None:
+                keeper._numbers[look] += 1
+                keeper._known[optimizer] = Steps(f"{look} #{keeper._numbers[look]}")
+
+        kind.__init__ = __init__  # type: ignore[method-assign, assignment]
+        register_optimizer_step_pre_hook(self._begin)
+        register_optimizer_step_post_hook(self._end)
+
+    def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        steps = self._known.get(optimizer)
+        if steps is not None:  # a closure runs the model first: what it raises finds the parameters as they were
+            steps.within.append(len(args) < 2 and not kwargs.get("closure"))
+
+    def _end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        steps = self._known.get(optimizer)
+        if steps is not None:
+            steps.made += 1
+            del steps.within[-1:]
+
+    def end_run(self, well: bool) -> None:
+        """After each run but a heal."""
+        for steps in self._known.values():
+            steps.is_torn = steps.is_torn or (not well and any(steps.within))
+            self.are_torn = self.are_torn or steps.is_torn
+            steps.within.clear()
+
+    def made(self) -> Iterator[tuple[str, int]]:
+        """For each optimizer, a number that is the same on all ranks while all make the same steps."""
+        return ((f"steps of {steps.name}", steps.made) for steps in self._known.values())
+
+    def tell(self, store: Store, rank: int) -> None:
+        """Tell the other ranks of the optimizers here."""
+        steps = {each.name: (each.made, each.is_torn) for each in self._known.values()}
+        store.set(f"steps/{rank}", json.dumps([steps, self._numbers]))
+
+    def agree(self, store: Store, ranks: Iterable[int], mine: int) -> None:
+        """Tell once of each optimizer that is not at the end of the same step on all that have it; the first tells."""
+        told = {rank: json.loads(store.get(f"steps/{rank}")) for rank in ranks}
+        for _, numbers in told.values():
+            self._numbers |= Counter(numbers)  # later ones have the same name again on all ranks
+        for steps in self._known.values():
+            found = {rank: tuple(others[steps.name]) for rank, (others, _) in told.items() if steps.name in others}
+            if len({made for made, _ in found.values()}) > 1 or any(is_torn for _, is_torn in found.values()):
+                steps.made, steps.is_torn = 0, False
+                if mine == min(found):
+                    _tell_of_difference(steps.name, found)
+        self.are_torn = False
+
+
+def _look(optimizer: Any) -> str | None:
+    """What is the same on all ranks; None of an optimizer whose parameters are not sharded."""
+    tensor = sys.modules.get(_DTENSOR)
+    if tensor is None:
+        return None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sharded = [parameter for parameter in parameters if isinstance(parameter, tensor.DTensor)]
+    if not sharded:
+        return None
+    places = [(tuple(each.shape), each.device_mesh.mesh.flatten().tolist()) for each in sharded]
+    return f"{type(optimizer).__name__} of {len(parameters)} parameters {zlib.crc32(repr(places).encode()):x}"
+
+
+def _tell_of_difference(name: str, found: Mapping[int, tuple[int, bool]]) -> None:
+    """Say which ranks are ahead, or within a step, and what to do."""
+    least = min(made for made, _ in found.values())
+    together: dict[str, list[int]] = {}
+    for rank, (made, is_torn) in sorted(found.items()):
+        ahead = f"is {made - least} ahead" if made > least else ""
+        within = "was in the middle of one" if is_torn else ""
+        together.setdefault(" and ".join(filter(None, (ahead, within))), []).append(rank)
+    together.pop("", None)
+    words = ", ".join(ranks_do(ranks, what) for what, ranks in together.items())
+    print(
+        f"nbsync: the sharded model of an optimizer ({' '.join(name.split()[:4])}) was stopped where its ranks had not "
+        f"made the same optimizer steps: {words}. Its shards do not belong together any more: load a checkpoint",
+        file=sys.stderr,
+    )
