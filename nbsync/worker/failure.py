@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from types import CodeType
+from types import TracebackType
 from typing import NamedTuple
 
 from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, describe_limit
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
-from nbsync.worker.places import collective_in, users_line, walk_traceback
+from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
 # What gloo and the store say when a peer has gone or the connection was cut.
@@ -51,7 +51,7 @@ def describe(
         traceback=tuple(rendered),
         time=caught,
         where=what.where,
-        waiting_in=collective_in(walk_traceback(error.__traceback__)) or collective_in(_frames_before(error)),
+        waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
         is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=_pack_exception(error),
@@ -69,7 +69,7 @@ class Identity(NamedTuple):
 
 def identify(error: BaseException, doing: str) -> Identity:
     """What the kernel compares of `Failure`s; `doing` as in `describe`."""
-    line = users_line(walk_traceback(error.__traceback__)) or users_line(_frames_before(error))
+    line = next(filter(None, (users_line(walk_traceback(trace)) for trace in _traces(error))), "")
     return Identity(type(error).__qualname__, _text(error), ", while it ".join(filter(None, (line, doing))))
 
 
@@ -100,10 +100,10 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
     return (released and not is_users) or collective_in(walk_traceback(error.__traceback__)) is not None
 
 
-def _frames_before(error: BaseException) -> list[tuple[CodeType, int]]:
+def _traces(error: BaseException) -> list[TracebackType | None]:
     """An interrupt of a blocked operation shows first as the operation's error, which is then its context."""
     before = error.__context__ if isinstance(error, KeyboardInterrupt) else None
-    return list(walk_traceback(before.__traceback__)) if before is not None else []
+    return [each.__traceback__ for each in (error, before) if each is not None]
 
 
 def _says_peer_gone(error: BaseException) -> bool:

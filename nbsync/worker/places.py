@@ -90,6 +90,16 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     return found or asked or (ASYNCHRONOUS if waits else None)
 
 
+def waited_in(trace: TracebackType | None) -> str | None:
+    """The torch.distributed operation that has raised, or None: with its own name also where it was begun earlier."""
+    name = collective_in(walk_traceback(trace))
+    if name != ASYNCHRONOUS:
+        return name
+    frames = (frame for frame, _ in traceback.walk_tb(trace) if frame.f_code.co_filename.endswith(_WATCH))
+    begun = [frame.f_locals["begun"] for frame in frames if "begun" in frame.f_locals]
+    return begun[-1].what.name if begun and begun[-1].what is not None else name
+
+
 def peer_in(frame: FrameType | None) -> int | None:
     """The rank that `dist.send` or `dist.recv`, if this thread is in one, sends to or receives from."""
     while frame is not None:

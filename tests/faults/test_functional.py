@@ -143,3 +143,16 @@ def test_row_42_functional_collectives_before_a_heal(pair: Ranks) -> None:
     error = pair.fail("x + 1 if rank == 0 else None", "OperationCutOff")
     assert "this all_reduce was cut off when a cell failed before it had ended" in error.evalue
     pair.assert_whole()
+
+
+def test_row_01_and_16_functional(pair: Ranks) -> None:
+    """A rank that waits for one is released by its name, or interrupted, like in any other collective."""
+    wait = "x = functional.all_reduce(torch.ones(3), 'sum', world_group)\nx + 1"
+    outcome = pair.run(f"if rank: raise ValueError\n{wait}")
+    error = outcome.failed("ValueError")
+    assert f"rank 0: waited in all_reduce at Cell In[{outcome.number}], line 4" in error.traceback
+    pair.assert_whole()
+    outcome = pair.interrupted(f"if rank: time.sleep(60)\n{wait}")
+    error = outcome.failed("KeyboardInterrupt")
+    assert f"rank 0: interrupted in all_reduce at Cell In[{outcome.number}], line 5" in error.traceback
+    pair.assert_whole()
