@@ -76,6 +76,12 @@ def test_row_10_functional_in_another_order(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+def test_row_10_functional_of_much(pair: Ranks) -> None:
+    """Nothing is done for each number: to show all of them would take minutes."""
+    cell = "t = torch.ones(5_000_000)\n(functional.all_reduce(t, 'sum', world_group)[0] + 1).item()"
+    assert pair.run(cell, timeout=60).ok().texts == ["[0-1] 3.0"]
+
+
 def test_row_10_functional_and_other_asynchronous_ones(pair: Ranks) -> None:
     """They are one kind of operation: ranks may begin it either way."""
     cell = (

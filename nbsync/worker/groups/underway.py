@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -86,7 +85,7 @@ class Underway:
 
     def take(self, handle: Any) -> Begun:
         """What this `Work` or storage, which is waited for now, is of."""
-        with suppress(ValueError):  # not a message, or an old one
+        if handle in self._held:  # a recent message; to fail at removing it would show all numbers of a storage
             self._held.remove(handle)
         return self._begun.pop(handle, _UNKNOWN)
 
