@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -12,16 +11,9 @@ from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, desc
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
+from nbsync.worker.groups.operations import PEER_GONE
 from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
-
-# What gloo and the store say when a peer has gone or the connection was cut.
-_PEER_GONE = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|recv\(\) failed|"
-    r"Connection was likely closed|failed to recv|connectFullMesh failed|writev? .*: Bad file|"
-    r"Transport endpoint is not connected|gloo.*(read|write)v?.*error|Application timeout caused pair closure",
-    re.IGNORECASE,
-)
 
 
 def describe(
@@ -53,7 +45,7 @@ def describe(
         where=what.where,
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
         is_consequence=follows,
-        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
+        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and says_peer_gone(error)),
         exception=_pack_exception(error),
         memory_limit=memory_limit() if is_out_of_memory(error) else None,
     )
@@ -94,7 +86,7 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
     """
     if isinstance(error, MainProcessFailed | StoreWaitEnded):
         return True
-    if not _says_peer_gone(error):
+    if not says_peer_gone(error):
         return False
     is_users = isinstance(error, ConnectionError)  # torch raises no such one: it may come from any other connection
     return (released and not is_users) or collective_in(walk_traceback(error.__traceback__)) is not None
@@ -106,8 +98,9 @@ def _traces(error: BaseException) -> list[TracebackType | None]:
     return [each.__traceback__ for each in (error, before) if each is not None]
 
 
-def _says_peer_gone(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError | ConnectionError) and _PEER_GONE.search(_text(error)) is not None
+def says_peer_gone(error: BaseException) -> bool:
+    """Whether `error` is one of a connection that has ended."""
+    return isinstance(error, RuntimeError | ConnectionError) and PEER_GONE.search(_text(error)) is not None
 
 
 def _text(error: BaseException) -> str:

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from IPython.core import interactiveshell
+from IPython.core import formatters, interactiveshell
 from IPython.core.display_trap import DisplayTrap
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from nbsync.errors import CollectiveMismatch, OperationCutOff, UsageError
 from nbsync.protocol.messages import ClearOutput, Display, Source
 from nbsync.worker.displays import Bundle, Hook, Publisher, plain, presentable
-from nbsync.worker.tracebacks import note_modules
+from nbsync.worker.failure import follows_from_others
+from nbsync.worker.tracebacks import note_modules, without_own_end
 
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
 _END_CELLS = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")  # where IPython tells of a cell's error
@@ -80,6 +82,7 @@ class WorkerShell:
         _cut_line_to_front_end(shell)
         for module, name in ((builtins, "input"), (getpass, "getpass")):
             setattr(module, name, _refuse_input)
+        sys.breakpointhook = _refuse_breakpoint  # the kernel's own does nothing here
 
     @property
     def namespace(self) -> dict[str, Any]:
@@ -113,7 +116,8 @@ class WorkerShell:
         while trace is not None and trace.tb_frame.f_code.co_filename in ours:
             trace = trace.tb_next
         note_modules(trace)
-        return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
+        with without_own_end(trace):
+            return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 
     def forget(self) -> None:
         """Let go of the last error, whose frames would keep the user's objects alive."""
@@ -130,6 +134,8 @@ class WorkerShell:
         """
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
         caller = sys._getframe(1).f_code
+        if caller.co_filename == formatters.__file__ and error is not None and _ends_any_cell(error):
+            raise error
         is_cells = caller.co_filename == interactiveshell.__file__ and caller.co_name in _END_CELLS
         self._ends_cell = is_cells and self._depth == 1
         if self._ends_cell:
@@ -139,9 +145,10 @@ class WorkerShell:
         if self._ends_cell and isinstance(error, _GROUP):  # IPython would print it, and hand over nothing
             self._traceback = traceback.format_exception(type(error), error, error.__traceback__)
             return
-        if error is not None:
-            note_modules(error.__traceback__)
-        self._render_and_show(exc_tuple, *args, **kwargs)
+        trace = error.__traceback__ if error is not None else None
+        note_modules(trace)
+        with without_own_end(trace):
+            self._render_and_show(exc_tuple, *args, **kwargs)
 
     def _one_deeper(self, run_cell: Callable[..., Any]) -> Callable[..., Any]:
         """Errors of a cell in the cell are shown, as in Jupyter, and do not end it."""
@@ -227,6 +234,17 @@ def _print_page(shell: Any, page: Any, start: int = 0, screen_lines: int = 0, pa
 
 def _refuse_input(*args: Any, **kwargs: Any) -> str:
     raise RuntimeError("a rank cannot ask for input: read it in an ordinary cell and send it with `%nbsync push NAME`")
+
+
+def _ends_any_cell(error: BaseException) -> bool:
+    """Whether it is no fault of the value that was to be shown, but of a collective that showing it waits for."""
+    return isinstance(error, CollectiveMismatch | OperationCutOff) or follows_from_others(error, released=False)
+
+
+def _refuse_breakpoint(*args: Any, **kwargs: Any) -> None:
+    raise UsageError(
+        "a rank cannot stop at a breakpoint: print what is of interest, or fetch it with `%nbsync pull NAME`"
+    )
 
 
 def _refuse_exit() -> None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.ultratb import AutoFormattedTB
 
+_OURS = os.path.join(os.path.dirname(__file__), "groups", "")
 _is_done = False
 
 
@@ -46,3 +49,29 @@ def note_modules(trace: TracebackType | None) -> None:
         name = frame.f_globals.get("__name__")
         if isinstance(name, str) and name in sys.modules:
             inspect.modulesbyfile.setdefault(frame.f_code.co_filename, name)
+
+
+@contextmanager
+def without_own_end(trace: TracebackType | None) -> Iterator[None]:
+    """Meanwhile this traceback ends where torch has called a method of a process group: what follows is ours."""
+    last = trace
+    while last is not None and last.tb_next is not None and not _is_own(last.tb_next):
+        last = last.tb_next
+    if last is None or last.tb_next is None or not all(_is_own(each) for each in _following(last.tb_next)):
+        yield
+        return
+    end, last.tb_next = last.tb_next, None
+    try:
+        yield
+    finally:
+        last.tb_next = end
+
+
+def _is_own(trace: TracebackType) -> bool:
+    return trace.tb_frame.f_code.co_filename.startswith(_OURS)
+
+
+def _following(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next

@@ -69,7 +69,7 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
         type_name=failure.type_name,
         message=failure.message,
         # One of them has rendered it, and perhaps not the first.
-        traceback_lines=next((failures[rank].traceback for rank in ranks if failures[rank].traceback), ()),
+        traceback_lines=next((failures[rank].traceback for rank in ranks if failures[rank].traceback), _place(failure)),
         others=[
             *others_in_lines(run, {r: f for r, f in failures.items() if r not in ranks}, ranks),
             *(memory_table(run.done) if failure.memory_limit is not None else []),
@@ -77,6 +77,12 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
         original=original,
     )
     return error
+
+
+def _place(failure: Failure) -> tuple[str, ...]:
+    """What is known of an error that was taken for one that only follows from others: those are not rendered."""
+    doing = f" in {failure.waiting_in}" if failure.waiting_in else ""
+    return (f"{failure.type_name}{doing} at {failure.where}: {failure.message}",) if failure.where else ()
 
 
 def _died(run: Run, rank: int, failures: Mapping[int, Failure]) -> WorkerDied:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,14 @@ import torch.distributed as dist
 
 from nbsync.worker.control.report import barrier_name
 
+#: What gloo and the store say when a peer has gone or the connection was cut.
+PEER_GONE = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|recv\(\) failed|"
+    r"Connection was likely closed|failed to recv|connectFullMesh failed|writev? .*: Bad file|"
+    r"Transport endpoint is not connected|gloo.*(read|write)v?.*error|Application timeout caused pair closure",
+    re.IGNORECASE,
+)
+_TIMED_OUT = re.compile(r"Timed out waiting \d+ms for (send|recv) operation")
 _UNNAMED = "wait_for_everyone"  # how `World` calls a barrier that the user has not named
 
 #: The collectives: which argument must agree in shape and type on all ranks; None compares nothing but the operation.
@@ -90,6 +99,11 @@ class Intent(NamedTuple):
         types = (str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors)
         sized = (f"{size} {kind}" for size, kind in zip(sizes, types, strict=True))
         return " ".join([self.name, *sized, *self.details])
+
+
+def ends_connection(error: RuntimeError) -> bool:
+    """Whether gloo has closed a connection for good, by what an operation has raised: after a timeout too."""
+    return any(pattern.search(str(error)) for pattern in (PEER_GONE, _TIMED_OUT))
 
 
 def python_name(method: str) -> str:

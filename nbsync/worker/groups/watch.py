@@ -30,7 +30,15 @@ from torch.distributed.algorithms import join
 from nbsync.errors import CollectiveMismatch
 from nbsync.worker.groups.comparison import Comparison
 from nbsync.worker.groups.functional import watch_functional
-from nbsync.worker.groups.operations import COLLECTIVES, Collective, Intent, Message, intent_of, python_name
+from nbsync.worker.groups.operations import (
+    COLLECTIVES,
+    Collective,
+    Intent,
+    Message,
+    ends_connection,
+    intent_of,
+    python_name,
+)
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 
@@ -51,11 +59,13 @@ class CollectiveWatch:
     Attributes:
         current: what the main thread waits for, a collective or a message; read by the helper thread.
         underway: what was begun and not yet waited for.
+        has_failed: an operation has ended a connection, so the groups must begin a new life, whoever caught the error.
     """
 
     def __init__(self, compare: bool, shield: Callable[[], AbstractContextManager[None]]) -> None:
         self.current: Collective | Message | None = None
         self.underway = Underway()
+        self.has_failed = False
         self._compares, self._shield = compare, shield
         self._numbers: Counter[str] = Counter()  # of a group's collectives
         self._messages: Counter[str] = Counter()  # from one rank to another
@@ -73,12 +83,13 @@ class CollectiveWatch:
         self._functional = watch_functional(self.begin, self.wait)
         for method in _MESSAGES:
             setattr(kind, method, _like(getattr(kind, method), self._message(method, getattr(kind, method))))
+        kind.monitored_barrier = _like(kind.monitored_barrier, self._unnumbered(kind.monitored_barrier))
         kind.recv_anysource = _like(kind.recv_anysource, self._message_from_anybody(kind.recv_anysource))
         dist.Work.wait = _like(dist.Work.wait, self._wait(dist.Work.wait))  # type: ignore[method-assign]
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
-        self.current = None
+        self.current, self.has_failed = None, False
         self.underway.forget()
         for known in (self._numbers, self._messages, self._from_anybody):
             known.clear()
@@ -130,6 +141,10 @@ class CollectiveWatch:
                 must = self.underway.note(key, meant.must, meant.told)
             collective = _as_collective(method, group, number, must)
             return self.underway.keep(do(), Begun(collective, collective.ranks, key, must))
+
+    def _unnumbered(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch itself makes of messages, and compares nothing of."""
+        return lambda *args, **kwargs: self._wait_in(None, lambda: original(*args, **kwargs))
 
     def _message(self, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
         names = _MESSAGES[method]
@@ -194,6 +209,7 @@ class CollectiveWatch:
         except RuntimeError as error:
             if MISMATCH in str(error):  # gloo noticed it, since a message was too long
                 raise CollectiveMismatch(str(error)) from None
+            self.has_failed = self.has_failed or ends_connection(error)
             raise
         finally:
             self._here.is_inside = False
