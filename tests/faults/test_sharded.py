@@ -275,3 +275,48 @@ def test_row_16_interrupts_at_any_time(world_of: Worlds, size: int) -> None:
             "expected[:] = told"
         ).ok()
         _go_on(ranks)
+
+
+_SEVERAL = """from torch import nn
+from torch.distributed.fsdp import fully_shard
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+fully_shard(model[0])
+fully_shard(model)
+optimizer = torch.optim.SGD(model.parameters())
+def part(k):
+    model.set_requires_gradient_sync(k == 3)
+    model(torch.full((2, 8), k / (rank + 1))).pow(2).mean().backward()
+def norm(): return nn.utils.clip_grad_norm_(model.parameters(), 1e9).full_tensor().item()
+def whole(hit=None):
+    optimizer.zero_grad()
+    for k in range(4):
+        if hit == (rank, k): inject.raise_error('row 2')
+        part(k)
+    return norm()
+expected = whole()"""
+
+
+@pytest.mark.parametrize("hit", [(1, 1), (0, 2), (1, 3)])
+def test_row_02_between_micro_batches(pair: Ranks, hit: tuple[int, int]) -> None:
+    """Gradients that were not summed up yet are where `zero_grad` does not find them: they go with the cut step."""
+    pair.run(_SEVERAL).ok()
+    outcome = pair.run(f"whole({hit})")
+    outcome.failed("ValueError")
+    assert outcome.stderr == ""
+    assert pair.run("whole() == expected").ok().texts == ["[0-1] True"]
+    pair.assert_whole()
+
+
+def test_row_02_micro_batches_of_earlier_cells(pair: Ranks) -> None:
+    """A cell that has not touched the model takes none of its gradients; one that has says that it takes them."""
+    pair.run(_SEVERAL).ok()
+    pair.run("optimizer.zero_grad(); part(0); part(1)").ok()
+    assert pair.run("if rank: inject.raise_error('row 2')\ndist.barrier()").stderr == ""
+    assert pair.run("part(2); part(3)\nnorm() == expected").ok().texts == ["[0-1] True"]
+    pair.run("optimizer.zero_grad(); part(0)").ok()
+    outcome = pair.run("part(1)\nif rank: inject.raise_error('row 2')\npart(2)")
+    outcome.failed("ValueError")
+    assert "gradients of the FSDP2 model Sequential from earlier cells" in outcome.stderr
+    assert pair.run("whole() == expected").ok().texts == ["[0-1] True"]
+    pair.assert_whole()

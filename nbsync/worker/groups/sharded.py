@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import Store
 _FSDP = "torch.distributed.fsdp._fully_shard._fsdp_state"  # slow to import, and whoever uses it has done so
 _STATES = "torch.distributed._composable_state"
 Name: TypeAlias = tuple[str, int]  # what a model looks like, and the number of its first parameter
+Held: TypeAlias = tuple[tuple[int, int], ...]  # which gradients, and how often each was changed
 
 
 class Cut(Enum):
@@ -42,6 +43,7 @@ class ShardKeeper:
         self.are_uneven = False
         self._lost: set[Name] = set()  # models whose backward pass was cut here
         self._agreed = False
+        self._unreduced: weakref.WeakKeyDictionary[Any, Held] = weakref.WeakKeyDictionary()  # when the last run ended
         self._dead: weakref.WeakSet[Any] = weakref.WeakSet()  # of these the user knows
 
     def end_run(self, well: bool) -> None:
@@ -52,9 +54,17 @@ class ShardKeeper:
         if self._agreed:  # now the heal has ended on all ranks, and is not repeated
             self._lost.clear()
             self._agreed = False
+        earlier, self._unreduced = self._unreduced, weakref.WeakKeyDictionary()
+        for root in _roots():
+            self._unreduced[root] = _unreduced(root)
         if well:
             return
         for name, root, cut in _models():
+            held, before = self._unreduced.get(root), earlier.get(root)
+            if held and held != before:
+                cut = Cut.BACKWARD  # of several: `zero_grad` would leave what the first ones have left
+                if before:
+                    _tell_of_earlier(root)
             if cut is not Cut.NONE:
                 self.are_uneven = True
                 if cut is Cut.BACKWARD:
@@ -64,13 +74,13 @@ class ShardKeeper:
     def _put_back(self, root: Any, cut: Cut) -> None:
         try:
             _rest(root, cut)
+            self._unreduced[root] = _unreduced(root)
         except Exception as error:  # whatever it is, the user must know that the model is of no use any more
             if root not in self._dead:
                 self._dead.add(root)
-                name = type(root._modules[0]).__name__.removeprefix("FSDP")  # what `fully_shard` puts before it
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 print(
-                    f"nbsync: the FSDP2 model {name} was cut in the middle of a pass and cannot be put back "
+                    f"nbsync: the FSDP2 model {_kind(root)} was cut in the middle of a pass and cannot be put back "
                     f"({reason}): it must be built again",
                     file=sys.stderr,
                 )
@@ -93,22 +103,50 @@ class ShardKeeper:
         self.are_uneven, self._agreed = False, True
 
 
+def _tell_of_earlier(root: Any) -> None:
+    print(
+        f"nbsync: gradients of the FSDP2 model {_kind(root)} from earlier cells, which the ranks had not summed up, "
+        "are dropped with those of this one: begin the step again",
+        file=sys.stderr,
+    )
+
+
+def _kind(root: Any) -> str:
+    return type(root._modules[0]).__name__.removeprefix("FSDP")  # what `fully_shard` puts before it
+
+
 def _models() -> Iterator[tuple[Name, Any, Cut]]:
     """Each model that has been in use: a name that it has on all its ranks, the state of its outermost module, its cut.
 
     None where torch is another one, with other insides.
     """
+    for root in _roots():
+        try:
+            name, cut = _name(root), _cut_pass(root)
+        except AttributeError:
+            continue
+        yield name, root, cut
+
+
+def _roots() -> Iterator[Any]:
+    """The states of the outermost modules."""
     fsdp = sys.modules.get(_FSDP)
     if fsdp is None or not hasattr(fsdp.FSDPState, "_reset_iter_state"):
         return
     states = {ref(): None for ref in list(sys.modules[_STATES]._module_state_mapping.values())}
-    for state in states:
-        if isinstance(state, fsdp.FSDPState) and state._is_root:
-            try:
-                name, cut = _name(state), _cut_pass(state)
-            except AttributeError:
-                continue
-            yield name, state, cut
+    yield from (state for state in states if isinstance(state, fsdp.FSDPState) and state._is_root)
+
+
+def _unreduced(root: Any) -> Held:
+    """The gradients that the ranks have not summed up yet, as after `set_requires_gradient_sync(False)`.
+
+    They are where no optimizer finds them to set them to zero.
+    """
+    found = [getattr(group, "_partial_reduce_output", None) for group in _groups(root)]
+    for parameter in (parameter for group in _groups(root) for parameter in group.fsdp_params):
+        found.append(getattr(parameter, "unsharded_accumulated_grad", None))
+        found.append(getattr(getattr(parameter, "_unsharded_param", None), "grad", None))
+    return tuple((id(gradient), gradient._version) for gradient in found if gradient is not None)
 
 
 def _name(root: Any) -> Name:
