@@ -36,16 +36,10 @@ class Reader:
         return taken
 
 
-def rebuild_bytes(kind: type[bytes | bytearray], buffer: Any) -> bytes | bytearray:
-    """An object of this kind with what is in `buffer`. Pickles name this function."""
+def rebuild_bytes(buffer: Any) -> bytes:
+    """The bytes that are in `buffer`. Pickles name this function."""
     view = memoryview(buffer)
-    pieces = (view[start : start + LONG] for start in range(0, len(view), LONG))
-    if kind is bytearray:
-        whole = bytearray()
-        for piece in pieces:
-            whole += piece
-        return whole
     file = io.BytesIO()
-    for piece in pieces:
-        file.write(piece)
+    for start in range(0, len(view), LONG):
+        file.write(view[start : start + LONG])
     return file.getvalue()

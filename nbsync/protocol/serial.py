@@ -170,8 +170,8 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         name = self._known.name_of(obj)
         if name is not None:
             return find_common, (name,)
-        if type(obj) in (bytes, bytearray) and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
-            return rebuild_bytes, (type(obj), pickle.PickleBuffer(obj))
+        if type(obj) is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
+            return rebuild_bytes, (pickle.PickleBuffer(obj),)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
         if isinstance(obj, _HAVE_NAMES) and _is_importable(obj):

@@ -6,7 +6,6 @@ import pickle
 import random
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
