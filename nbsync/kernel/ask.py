@@ -15,6 +15,7 @@ from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, unpack_value
 from nbsync.kernel.run import Run
+from nbsync.kernel.sigint import interrupted_while
 from nbsync.kernel.start.plan import check_timeout
 from nbsync.kernel.state import Phase
 from nbsync.kernel.supervision.mend import heal, refill
@@ -102,14 +103,20 @@ def ask_for_values(
     """
     sink = make_sink()
     run = ask(fleet, make_request, ranks, sink, note=note, timeout=timeout)
+    del make_request  # the traceback of an error would keep what is packed in it
     raise_for(fleet, run)
-    return [unpack_value(rank, run.done[rank], fleet.common, partial(tell, sink)) for rank in run.ranks]
+    try:
+        with interrupted_while("a value was unpickled"):
+            return [unpack_value(rank, run.done.pop(rank), fleet.common, partial(tell, sink)) for rank in run.ranks]
+    finally:
+        run.forget_values()
 
 
 def raise_for(fleet: Fleet, run: Run) -> None:
     """Raise what `run` came to, if it did not end well on all its ranks."""
     error = judge(run, fleet.common)
     if error is not None:
+        run.forget_values()
         add_hint(error)
         raise error from None
 

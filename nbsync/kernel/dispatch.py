@@ -191,10 +191,15 @@ class Dispatch:
     # ---- messages ----
 
     def send(self, rank: int, message: Any) -> None:
-        """Send a message to `rank`; to one that has ended it does nothing."""
+        """Send a message to `rank`; to one that has ended it does nothing.
+
+        An interrupt also gives up what is on its way to the rank: what comes in its place finds the rank interrupted.
+        """
         process = self._processes.get(rank)
         if process is not None:
             hub().send(process, message)
+            if isinstance(message, Interrupt):
+                hub().give_up(process, message.run)
 
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to the process of `rank`."""

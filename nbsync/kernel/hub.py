@@ -16,7 +16,7 @@ from nbsync.kernel.descriptors import close_kernel_only
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.output.sequence import Item, Sequencer, StreamName
 from nbsync.kernel.transfers import Moving
-from nbsync.protocol.channel import Channel, ChannelClosed, pack_message
+from nbsync.protocol.channel import Channel, ChannelClosed
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +49,6 @@ class _Line:
     received: int = 0  # bytes of output passed on, counted by the hub
     taken: int = 0  # bytes that were taken in, counted by whoever shows them
     paused: bool = False
-    queued: int = 0  # bytes of all messages to the worker
-    last_queued: int = 0
 
     @property
     def unread(self) -> int:
@@ -83,22 +81,22 @@ class Hub:
         """Send a message. Never blocks; to a worker that has ended it does nothing."""
         line = self._lines.get(process)
         if line is not None:
-            frame = pack_message(message)
-            with self._lock:
-                line.last_queued = sum(part.nbytes for part in frame)
-                line.queued += line.last_queued
-            line.channel.send_packed(frame)
+            line.channel.send(message)
+
+    def give_up(self, process: Process, run: int) -> None:
+        """Send no more of a large message of this run, but what stands for it."""
+        line = self._lines.get(process)
+        if line is not None:
+            line.channel.give_up(run)
 
     def moving(self, process: Process) -> Moving | None:
         """The large message that is on its way to or from `process`, if there is one."""
         line = self._lines.get(process)
         if line is None:
             return None
-        to_come, left = line.channel.arriving - line.channel.arrived, line.queued - line.channel.sent
-        if to_come > 0 and line.channel.arriving >= LARGE:
-            return Moving(line.channel.arrived, line.channel.arriving, to_rank=False)
-        if left > 0 and line.last_queued >= LARGE:
-            return Moving(max(0, line.last_queued - left), line.last_queued, to_rank=True)
+        for (done, total), to_rank in ((line.channel.arriving, False), (line.channel.leaving, True)):
+            if done < total and total >= LARGE:
+                return Moving(done, total, to_rank)
         return None
 
     def acknowledge(self, process: Process, size: int) -> None:
@@ -221,6 +219,7 @@ class Hub:
             _log.exception("the last messages of rank %d are lost", line.process.rank)
         self._pass_on(line, line.sequencer.finish())
         del self._lines[line.process]
+        line.channel.drop()
         line.process.release()
         close_kernel_only(line.process.channel.detach(), line.process.stdout, line.process.stderr)
         line.handler(line.process.rank, "message", Exited(line.process.pid, status))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from nbsync.errors import describe_ranks, format_ranks
@@ -30,7 +30,6 @@ Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 
 _INTERRUPT = (-1, "interrupt", None)
 ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
-PATIENT = 0.5  # seconds for which an interrupted run still waits for a large message
 
 
 class Traffic(Protocol):
@@ -63,7 +62,6 @@ class Run:
         oom_kills: how many processes had been ended for want of memory when the run began.
         stuck: why no rank could go on, when they were released for that.
         interrupts: how often the user interrupted it.
-        sending: the ranks whose large message was still on its way when the user gave it up.
     """
 
     number: int
@@ -80,7 +78,6 @@ class Run:
     interrupts: int = 0
     timed_out: tuple[int, ...] = ()
     abandoned: bool = False
-    sending: tuple[int, ...] = ()
 
     def interrupt(self) -> None:
         """Ask for the run's interruption, from any thread or a signal handler."""
@@ -96,6 +93,10 @@ class Run:
         self.exited[rank] = exited
         self.exit_times[rank] = time.monotonic()
         self.last_lines[rank] = line
+
+    def forget_values(self) -> None:
+        """Nobody will use what the ranks have sent; the traceback of an error would keep it."""
+        self.done = {rank: replace(done, value=None) for rank, done in self.done.items()}
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -252,18 +253,7 @@ class Conductor:
             self._notify(f"{describe_ranks(pending)} did not follow the interrupt yet; asking again")
         if self._run.interrupts >= 3:
             self._give_up("ignored every interrupt")
-        if self._transfers.longest() > PATIENT:
-            self._let_go()
-        else:
-            self._order_interrupt(pending, now)
-
-    def _let_go(self) -> None:
-        """Wait no longer for what is on its way."""
-        text = "; ".join(f"rank {rank} {what}" for rank, what in self._transfers.lines())
-        self._notify(f"{text}. It is dropped when it is there; until then the rank is busy")
-        self._run.sending = self._transfers.ranks
-        self._run.abandoned = True
-        self._order(Interrupt(self._run.number))
+        self._order_interrupt(pending, now)
 
     def _keep_limit(self, now: float) -> None:
         """At the time limit, or after a failure that ends all, and every second after it, interrupt what still runs."""

@@ -13,9 +13,9 @@ from nbsync.kernel.aftermath import take_note
 from nbsync.kernel.ask import Ranks, ask, ask_for_values, checked_variables, choose, raise_for
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
+from nbsync.kernel.packing import make_call, make_push
 from nbsync.kernel.results import show_results
 from nbsync.kernel.sigint import sigint_later
-from nbsync.kernel.sources import sources_of
 from nbsync.kernel.start.devices import count_gpus, place
 from nbsync.kernel.start.loading import load
 from nbsync.kernel.start.methods import check_start_method
@@ -23,8 +23,7 @@ from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_th
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.glance import describe_stacks, describe_world
 from nbsync.kernel.supervision.mend import refill
-from nbsync.protocol.messages import Pull, Push, RunCall, RunCell, Where
-from nbsync.protocol.serial import pack, pack_call
+from nbsync.protocol.messages import Pull, RunCall, RunCell, Where
 from nbsync.protocol.spec import Call
 
 
@@ -208,10 +207,8 @@ class Session:
             TransferError: the function, an argument or a returned value cannot be sent.
             Others as `run_cell`.
         """
-        call = pack_call(function, args, kwargs, self._fleet.common)
-        sources = sources_of([function, *args, *kwargs.values()])
-        note = f"runs {_name(function)}()"
-        return ask_for_values(self._fleet, lambda n: RunCall(n, call, sources), ranks, note=note, timeout=timeout)
+        fleet, note = self._fleet, f"runs {_name(function)}()"
+        return ask_for_values(fleet, make_call(function, args, kwargs, fleet.common), ranks, note=note, timeout=timeout)
 
     def call_inherited(self, timeout: float | None = None) -> list[Any]:
         """Call the function that the workers inherited by the fork, on all ranks."""
@@ -230,8 +227,7 @@ class Session:
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
         fleet, variables = self._fleet, checked_variables(values)
-        packed, sources = pack(variables, fleet.common, variables), sources_of(variables.values())
-        raise_for(fleet, ask(fleet, lambda n: Push(n, packed, sources), ranks, make_sink(), note="receives variables"))
+        raise_for(fleet, ask(fleet, make_push(variables, fleet.common), ranks, make_sink(), note="receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
         """Fetch variables, or any expressions, from `ranks`.

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 from types import FrameType
 
 from nbsync.errors import Interrupted
@@ -56,6 +57,20 @@ class PutOff:
         """
         if self.is_asked:
             raise Interrupted([f"while {doing}"])
+
+
+@contextmanager
+def interrupted_while(doing: str) -> Iterator[None]:
+    """Say what an interrupt of the lines inside has cut off, e.g. "a value was unpickled"; what they hold is let go.
+
+    Raises:
+        Interrupted: it says so.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        clear_frames(error.__traceback__)  # it would keep a large value until the next error
+        raise (error if isinstance(error, Interrupted) else Interrupted([f"while {doing}"])) from None
 
 
 @contextmanager

@@ -200,7 +200,7 @@ class WorldState:
             self._change(rank, ending=Ending.DONE, answered=now)
             return
         first = failure.message.strip().partition("\n")[0]
-        at = f"at {failure.where}" if failure.where else ""
+        at = failure.place
         if failure.interrupted:
             ending, error = Ending.INTERRUPTED, at
         elif failure.is_consequence:  # its own words are of a closed connection

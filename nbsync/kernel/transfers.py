@@ -1,11 +1,9 @@
-"""Large messages on their way: how far they are, how fast, and how long they will still take. Times are given in."""
+"""Large messages on their way: how far they are, and how fast. Times are given in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-_MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -15,6 +13,10 @@ class Moving:
     done: int
     total: int
     to_rank: bool
+
+    def __str__(self) -> str:
+        """`sends 0.9 of 2.1 GB`."""
+        return f"{'receives' if self.to_rank else 'sends'} {self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB"
 
 
 class Transfers:
@@ -45,11 +47,6 @@ class Transfers:
         """Rank and text: `sends 0.9 of 2.1 GB, 850 MB/s`."""
         return [(rank, _text(moving, rate)) for rank, (moving, rate) in sorted(self._now.items())]
 
-    def longest(self) -> float:
-        """Seconds until all have arrived, by their rates so far."""
-        waits = [(moving.total - moving.done) / max(rate, _MEGABYTE) for moving, rate in self._now.values()]
-        return max(waits, default=0.0)
-
     @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks that send or receive."""
@@ -57,6 +54,4 @@ class Transfers:
 
 
 def _text(moving: Moving, rate: float) -> str:
-    verb = "receives" if moving.to_rank else "sends"
-    speed = f", {rate / 1e6:,.0f} MB/s" if rate else ""
-    return f"{verb} {moving.done / 1e9:.1f} of {moving.total / 1e9:.1f} GB{speed}"
+    return f"{moving}, {rate / 1e6:,.0f} MB/s" if rate else str(moving)

@@ -1,23 +1,27 @@
-"""A socket that carries messages: length-prefixed pickles with their large buffers beside them.
+"""A socket that carries messages in pieces, so that small ones overtake large ones, and a large one can be given up.
 
 `Channel` does no I/O by itself except in `receive` and `transmit`, which one thread calls when the socket is ready;
-any thread may `send`. So a sender never blocks, and an interrupt cannot leave half a frame behind.
-Pickle is safe here: both ends are the same user's processes, joined by a socketpair made before the fork.
+any thread may `send`. So a sender never blocks, and an interrupt cannot leave half a message behind.
+
+Each piece has a head that says how long it is, and which of two lanes it belongs to. Each lane is in order by itself.
+A third kind of head stands for the end of a large message whose rest is not sent: what came of it is dropped.
 """
 
 from __future__ import annotations
 
-import mmap
-import pickle
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-_COUNT = struct.Struct("!I")
-_LARGE = 1 << 20
+from nbsync.protocol.frames import LARGE, Assembler, Frame, split
+
+_HEAD = struct.Struct("!cI")
+_SMALL, _PIECE, _GIVEN_UP = b"s", b"l", b"g"
+_PIECE_SIZE = 1 << 18  # bytes of a large message that nothing overtakes
+_PARTS_AT_ONCE = 64
+_CALLS_AT_ONCE = 64  # then the others have their turn: reading, for a sender
 
 
 class ChannelClosed(Exception):
@@ -29,59 +33,95 @@ class Channel:
 
     Args:
         sock: a connected stream socket; it becomes non-blocking and belongs to the channel.
-        wake: called after `send` queued something, to make the I/O thread call `transmit`.
+        wake: called when there is something to do for the I/O thread, to make it call `transmit`.
     """
 
     def __init__(self, sock: socket.socket, wake: Callable[[], None] = lambda: None) -> None:
         sock.setblocking(False)
         self.socket = sock
         self.wake = wake
-        self._outgoing: deque[list[memoryview]] = deque()
-        self._current: list[memoryview] = []
-        self._reader = self._frames()
-        self._wanted = next(self._reader)
-        self.arriving = 0  # bytes of the message that comes in, and how many of them are there
-        self.arrived = 0
-        self.sent = 0  # bytes, since the beginning
+        self._small: deque[Frame] = deque()
+        self._large: deque[Frame] = deque()
+        self._piece: list[memoryview] = []  # what is being sent
+        self._run_given_up = 0
+        self._arriving = Assembler()
+        self._reader = self._pieces()
+        self._wanted = self._advance([])
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def send(self, message: Any) -> None:
         """Queue a message. Never blocks. It is packed first: if that fails, nothing was sent."""
-        self.send_packed(pack_message(message))
+        self.send_packed(Frame(message))
 
-    def send_packed(self, frame: list[memoryview]) -> None:
-        """Queue what `pack_message` made."""
-        self._outgoing.append(frame)
+    def send_packed(self, frame: Frame) -> None:
+        """Queue a message that is packed."""
+        (self._large if frame.total >= LARGE else self._small).append(frame)
+        self.wake()
+
+    def give_up(self, run: int) -> None:
+        """Send no more of a large message of this run that has not left yet, or comes later, but what stands for it."""
+        self._run_given_up = run
         self.wake()
 
     @property
     def has_output(self) -> bool:
-        return bool(self._current or self._outgoing)
+        return bool(self._piece or self._small or self._large)
+
+    @property
+    def leaving(self) -> tuple[int, int]:
+        """Of the large message that leaves: how many bytes have left, and how many it has. (0, 0) if there is none."""
+        try:
+            frame = self._large[0]
+        except IndexError:
+            return 0, 0
+        return frame.total - frame.left, frame.total
+
+    @property
+    def arriving(self) -> tuple[int, int]:
+        """Of the large message that comes in: how many bytes are there, and how many it has. (0, 0) if none does."""
+        arriving = self._arriving
+        return arriving.arrived, arriving.total
 
     def transmit(self) -> None:
-        """Write as much as the socket takes. Only the I/O thread calls it."""
-        while self._current or self._outgoing:
-            if not self._current:
-                self._current = self._outgoing.popleft()
+        """Write some of what the socket takes. Only the I/O thread calls it.
+
+        Raises:
+            ChannelClosed: the other end is gone.
+        """
+        for _ in range(_CALLS_AT_ONCE):
+            if not self._piece:
+                self._piece = self._next_piece()
+            if not self._piece:
+                return
             try:
-                sent = self.socket.sendmsg(self._current[:64])
+                sent = self.socket.sendmsg(self._piece[:_PARTS_AT_ONCE])
             except BlockingIOError:
                 return
             except OSError as error:
                 raise ChannelClosed(str(error)) from error
-            self.sent += sent
-            self._drop(sent)
+            _, self._piece = split(self._piece, sent)
 
-    def _drop(self, sent: int) -> None:
-        while sent:
-            head = self._current[0]
-            if sent < head.nbytes:
-                self._current[0] = head[sent:]
-                return
-            sent -= head.nbytes
-            self._current.pop(0)
+    def _next_piece(self) -> list[memoryview]:
+        """What is to be sent next. Only at its end something else can be."""
+        large = self._large[0] if self._large else None
+        instead = large.given_up(self._run_given_up) if large is not None else None
+        if large is not None and instead is not None:
+            self._large.popleft()
+            self._small.append(instead)
+            if large.left < large.total:
+                return [_head(_GIVEN_UP)]
+        if self._small:
+            small = self._small.popleft()
+            return [_head(_SMALL, small.total), *small.take(small.total)]
+        if large is None:
+            return []
+        size = min(_PIECE_SIZE, large.left)
+        piece = [_head(_PIECE, size), *large.take(size)]
+        if not large.left:
+            self._large.popleft()
+        return piece
 
     def receive(self) -> list[Any]:
         """The messages that have come in so far. Only the I/O thread calls it.
@@ -90,7 +130,7 @@ class Channel:
             ChannelClosed: the other end is gone and everything it sent was returned before.
         """
         messages: list[Any] = []
-        for _ in range(64):  # then let others have their turn
+        for _ in range(_CALLS_AT_ONCE):
             try:
                 got = self.socket.recv_into(self._wanted)
             except BlockingIOError:
@@ -101,54 +141,52 @@ class Channel:
                 if messages:
                     break  # the next call finds the end again
                 raise ChannelClosed("end of file")
-            self.arrived += got
             self._wanted = self._wanted[got:]
-            while not self._wanted:
+            if not self._wanted:
                 self._wanted = self._advance(messages)
         return messages
 
+    def drop(self) -> None:
+        """The other end is gone: forget what has come of a large message."""
+        self._wanted = memoryview(b"")
+        self._reader.close()
+        self._arriving.drop()
+
     def _advance(self, messages: list[Any]) -> memoryview:
+        """The buffer to fill next. What the last one has completed goes to `messages`."""
         item = next(self._reader)
-        while not isinstance(item, memoryview):
-            messages.append(item[0])
+        while isinstance(item, list):
+            messages += item
             item = next(self._reader)
         return item
 
-    def _frames(self) -> Iterator[Any]:
-        """Yields the buffer to fill next, or a finished message in a 1-tuple."""
+    def _pieces(self) -> Generator[memoryview | list[Any], None, None]:
+        """Yields the buffer to fill next, or the messages that were completed."""
+        small = Assembler()
+        head = bytearray(_HEAD.size)
         while True:
-            count = bytearray(_COUNT.size)
-            yield memoryview(count)
-            lengths = bytearray(8 * _COUNT.unpack(count)[0])
-            yield memoryview(lengths)
-            sizes = [n for (n,) in struct.iter_unpack("!Q", lengths)]
-            self.arriving, self.arrived = sum(sizes), 0
-            parts = [_room(n) for n in sizes]
-            for part in parts:
-                if len(part):
-                    yield memoryview(part)
-            yield (pickle.loads(parts[0], buffers=parts[1:]),)
+            yield memoryview(head)
+            kind, size = _HEAD.unpack(head)
+            if kind == _GIVEN_UP:
+                self._arriving.drop()
+            else:
+                yield from _fill(small if kind == _SMALL else self._arriving, size)
 
 
-def _room(size: int) -> bytearray | mmap.mmap:
-    """A buffer. A large one is only mapped: to fill it with zeros would hold the GIL, and all threads, for seconds."""
-    if size < _LARGE:
-        return bytearray(size)
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # a child's copy must be its own
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # not a kernel that has them
-            room.madvise(mmap.MADV_HUGEPAGE)
-    return room
+def _fill(assembler: Assembler, size: int) -> Iterator[memoryview | list[Any]]:
+    """Take `size` bytes in."""
+    while size:
+        count = min(size, len(assembler.wanted))
+        yield assembler.wanted[:count]
+        yield assembler.fill(count)
+        size -= count
 
 
-def pack_message(message: Any) -> list[memoryview]:
-    """A message as the bytes that carry it.
+def _head(kind: bytes, size: int = 0) -> memoryview:
+    return memoryview(_HEAD.pack(kind, size))
 
-    Raises:
-        Exception: whatever pickling one of its parts raises.
-    """
-    buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    parts = [memoryview(pickled), *(b.raw() for b in buffers)]
-    head = _COUNT.pack(len(parts)) + b"".join(struct.pack("!Q", p.nbytes) for p in parts)
-    return [memoryview(head), *(p for p in parts if p.nbytes)]
+
+def piece_of(message: Any) -> bytes:
+    """A small message as it goes over the socket, for a sender that has no channel yet."""
+    frame = Frame(message)
+    return b"".join([_head(_SMALL, frame.total), *frame.take(frame.total)])

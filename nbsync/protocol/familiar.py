@@ -15,7 +15,7 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol import serial
+from nbsync.protocol import pieces, serial
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.serial import Common, Unfamiliar, find_common, path_to, unpack
 
@@ -58,6 +58,7 @@ _MODULES = frozenset(
 )
 _FUNCTIONS = {
     serial.__name__: frozenset(["_rebuild_storage", "_rebuild_typed"]),
+    pieces.__name__: frozenset(["rebuild_bytes"]),
     "dill._dill": frozenset(
         ["_eval_repr", "_get_attr", "_import_module", "_load_type", "_create_array", "_create_dtypemeta"]
     ),

@@ -16,14 +16,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Payload:
-    """A pickled user object: the pickle itself and the large buffers that travel beside it, uncopied."""
+    """A pickled user object: the pickle itself and the large buffers that travel beside it, all of them uncopied."""
 
-    pickled: bytes
+    pickled: bytes | memoryview
     buffers: tuple[pickle.PickleBuffer | bytearray | mmap.mmap, ...] = ()
 
-    @property
-    def nbytes(self) -> int:
-        return len(self.pickled) + sum(memoryview(b).nbytes for b in self.buffers)
+    def __reduce__(self) -> tuple[type[Payload], tuple[object, ...]]:
+        return Payload, (pickle.PickleBuffer(self.pickled), self.buffers)
 
 
 # ---- kernel -> worker: requests to the main thread ----
@@ -52,8 +51,7 @@ class Source:
     """A cell's code, for the tracebacks of functions that were defined in it.
 
     Attributes:
-        name: the file name that their code objects have.
-        number: the N of `In [N]`, if it has one.
+        name: the file name that their code objects have; number: the N of `In [N]`, if it has one.
     """
 
     name: str
@@ -178,7 +176,7 @@ class Failure:
         module, type_name, message: of the exception.
         traceback: rendered by IPython, with the cell's source lines.
         time: when it was caught, by the host's monotonic clock, comparable between processes.
-        where: the last line of the user's code, e.g. "Cell In[3], line 7".
+        where: the last line of the user's code, what it did with a value, or both: "Cell In[3], line 7, while it ...".
         waiting_in: the torch.distributed operation it came out of, or None.
         is_consequence: it only says that a peer failed or that the rank was released.
         interrupted: it is the answer to an interrupt.
@@ -197,6 +195,11 @@ class Failure:
     interrupted: bool = False
     exception: Payload | None = None
     memory_limit: int | None = None
+
+    @property
+    def place(self) -> str:
+        """`at Cell In[3], line 7`, `while it pickled x, of type Net`, or ""."""
+        return f"at {self.where}" if self.where and not self.where.startswith("while ") else self.where
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import dill
 from nbsync.errors import TransferError
 from nbsync.protocol.classes import VARIABLES, reduce_class
 from nbsync.protocol.messages import Payload
+from nbsync.protocol.pieces import LONG, Reader, rebuild_bytes
 
 
 class Common:
@@ -124,7 +125,7 @@ def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[.
     """
     _in_use.common = common or _common
     try:
-        return unpickler(io.BytesIO(payload.pickled), buffers=payload.buffers).load()
+        return unpickler(Reader(payload.pickled), buffers=payload.buffers).load()
     except Unfamiliar:
         raise
     except Exception as error:  # a user's __setstate__ may raise anything
@@ -153,7 +154,7 @@ class Parts:
 
 
 class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
-    """dill, with tensors beside the pickle, and by name what both sides have.
+    """dill, with tensors and long bytes beside the pickle, and by name what both sides have.
 
     Args:
         file: where the pickle goes.
@@ -169,6 +170,8 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         name = self._known.name_of(obj)
         if name is not None:
             return find_common, (name,)
+        if type(obj) is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
+            return rebuild_bytes, (pickle.PickleBuffer(obj),)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
         if isinstance(obj, _HAVE_NAMES) and _is_importable(obj):

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from nbsync.protocol import side
-from nbsync.protocol.channel import pack_message
+from nbsync.protocol.channel import piece_of
 from nbsync.protocol.luggage import CALL, Settings, Variables, read_luggage, spoken
 from nbsync.protocol.messages import Arriving
 from nbsync.protocol.serial import Common
@@ -92,7 +92,7 @@ def tell_on(sock: socket.socket) -> Callable[[str], None]:
 
     It may block, until the notebook reads it.
     """
-    return lambda step: sock.sendall(b"".join(pack_message(Arriving(step))))
+    return lambda step: sock.sendall(piece_of(Arriving(step)))
 
 
 def explain_missing(error: BaseException) -> None:

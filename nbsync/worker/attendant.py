@@ -118,6 +118,7 @@ class Attendant:
     def _take(self, message: Any) -> None:
         match message:
             case Interrupt(run):
+                self._channel.give_up(run)
                 if self._interrupts.ask(run):
                     self._interrupted, self._interrupted_at = run, time.monotonic()
                     self._stillness.begin(run, self._interrupted_at)

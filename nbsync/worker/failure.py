@@ -62,7 +62,8 @@ class Identity(NamedTuple):
 def identify(error: BaseException, doing: str) -> Identity:
     """What the kernel compares of `Failure`s; `doing` as in `describe`."""
     line = next(filter(None, (users_line(walk_traceback(trace)) for trace in _traces(error))), "")
-    return Identity(type(error).__qualname__, _text(error), ", while it ".join(filter(None, (line, doing))))
+    where = ", ".join(filter(None, (line, doing and f"while it {doing}")))
+    return Identity(type(error).__qualname__, _text(error), where)
 
 
 def is_rendered_elsewhere(told: Identity, ledger: Ledger | None, rank: int, run: int) -> bool:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from nbsync.errors import NbsyncError
 from nbsync.protocol.channel import Channel
+from nbsync.protocol.given_up import GivenUp
 from nbsync.protocol.messages import (
     Alive,
     Begin,
@@ -224,7 +225,7 @@ class Worker:
         value: Payload | None = None
         failure: Failure | None = None
         self.feed.begin(isinstance(request, Work) and request.show_bars)
-        self.recorder.doing = ""
+        self.recorder.doing = f"received {request.size}" if isinstance(request, GivenUp) else ""
         self._caught, self._follows = 0.0, False
         try:
             try:  # no generator: those cannot pass on every error

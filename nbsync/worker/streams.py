@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
-from nbsync.protocol.channel import Channel, pack_message
+from nbsync.protocol.channel import Channel
 from nbsync.protocol.fence import fence, meeting
+from nbsync.protocol.frames import Frame
 
 
 class Streams:
@@ -65,7 +66,7 @@ class Streams:
         with self._lock, self._shield():
             if self._forked:  # a child of this worker has no say on its channel
                 return
-            packed = pack_message(make_message(self._count + 1))
+            packed = Frame(make_message(self._count + 1))
             self._fence(has_message=True)
             channel.send_packed(packed)
 

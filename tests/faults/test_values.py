@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,36 +148,175 @@ def test_row_31_large_return(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-def test_row_31_interrupted_return(pair: Ranks) -> None:
-    """An interrupt in the middle of a large value leaves the channel in step."""
-    pair.run(f"value = torch.ones({512 * MEGABYTE}, dtype=torch.uint8)").ok()
-    pair.notebook.start("print('begun')\n" + _PULL.format(ranks="0-1") + ";")
-    pair.notebook.wait_for_output("begun", GUARD)
-    pair.notebook.interrupt()
-    pair.notebook.wait(GUARD)
-    poll(lambda: pair.run("del value").status == "ok", GUARD)
+#: What makes a process receive slowly, or again as fast as it can.
+_SLOW = """
+import time
+from nbsync.protocol.channel import Channel
+fast = Channel.receive
+def slow(self):
+    time.sleep(0.002)
+    return fast(self)
+Channel.receive = slow"""
+_FAST = "Channel.receive = fast"
+HALF = 512 * MEGABYTE
+VALUES = {
+    "tensor": f"torch.frombuffer(bytearray({HALF}), dtype=torch.uint8)",  # without computing, which starts a thread
+    "bytes": f"b'7' * {HALF}",
+    "list": f"[['7' * 100_000] for _ in range({HALF} // 100_000)]",
+}
+
+
+@contextmanager
+def _slow_kernel(notebook: Notebook) -> Iterator[None]:
+    notebook.run(_SLOW).ok()
+    try:
+        yield
+    finally:
+        notebook.run(_FAST).ok()
+
+
+@contextmanager
+def _slow_ranks(pair: Ranks) -> Iterator[None]:
+    pair.run(_SLOW).ok()
+    try:
+        yield
+    finally:
+        pair.run(_FAST).ok()
+
+
+def _interrupt_in_the_middle(notebook: Notebook, cell: str, moves: str) -> Outcome:
+    """Run a cell, and interrupt it when a tenth of a GB or more of a value was moved."""
+    notebook.start(cell)
+    notebook.wait_for(lambda shown: re.search(f"{moves} 0[.][1-9] of", str(shown.history)) is not None, GUARD)
+    notebook.interrupt()
+    return notebook.wait(GUARD)
+
+
+def _assert_released(pid: int, before: int) -> None:
+    """The process soon has no more memory than before, but for what is not worth a word."""
+    poll(lambda: _resident(pid) - before < 64 * MEGABYTE, GUARD)
+    assert (grown := _resident(pid) - before) < 64 * MEGABYTE, f"{grown / MEGABYTE:.0f} MB"
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_row_31_interrupted_return(pair: Ranks, kind: str) -> None:
+    """An interrupt in the middle of large values frees the ranks at once; they keep them, and the kernel nothing."""
+    notebook = pair.notebook
+    pair.run(f"value = {VALUES[kind]}").ok()
+    with _slow_kernel(notebook):
+        before = _resident(notebook.pid)
+        error = _interrupt_in_the_middle(notebook, _PULL.format(ranks="all"), "sends").failed("KeyboardInterrupt")
+        assert error.evalue == "ranks 0-1: interrupted while it sent 0.5 GB"
+        pair.run("kept = len(value)").ok()
+        assert "ranks 0-1: idle" in notebook.run("%nbsync status").ok().stdout
+        _assert_released(notebook.pid, before)
+        error = _interrupt_in_the_middle(notebook, _PULL.format(ranks="1"), "sends").failed("KeyboardInterrupt")
+        assert error.evalue == "rank 1: interrupted while it sent 0.5 GB"
+    check = "[len(value) for value in nbsync.session().pull('value')] == nbsync.session().pull('kept')"
+    assert notebook.run(check, GUARD).ok().texts == ["True"]
+    pair.run("del value").ok()
     pair.assert_whole()
 
 
+@pytest.mark.parametrize("cell", ["nbsync.session().push({'value': value})", "nbsync.session().call(len, value)"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_row_31_interrupted_push(pair: Ranks, kind: str, cell: str) -> None:
+    """On the way to the ranks too: nothing is set there, and neither side keeps what has arrived."""
+    notebook, pids = pair.notebook, [pair.notebook.pid, *pair.pids()]
+    pair.run("value = 'before'").ok()
+    notebook.run(f"import nbsync, torch\nvalue = {VALUES[kind]}").ok()
+    with _slow_ranks(pair):
+        before = [_resident(pid) for pid in pids]
+        error = _interrupt_in_the_middle(notebook, cell, "receives").failed("KeyboardInterrupt")
+        assert error.evalue == "ranks 0-1: interrupted while it received 0.5 GB"
+        assert pair.run("value").ok().texts == ["[0-1] 'before'"]
+        assert "ranks 0-1: idle" in notebook.run("%nbsync status").ok().stdout
+        for pid, size in zip(pids, before, strict=True):
+            _assert_released(pid, size)
+    assert notebook.run("len(value) == nbsync.session().call(len, value)[0]\n").ok().texts == ["True"]
+    notebook.run("del value").ok()
+    pair.assert_whole()
+
+
+def test_row_31_interrupted_launch(pair: Ranks) -> None:
+    """What a launched function returns is given up with its workers."""
+    notebook = pair.notebook
+    notebook.run(f"import torch\nfrom nbsync import notebook_launcher\ndef make(): return {VALUES['tensor']}").ok()
+    with _slow_kernel(notebook):
+        before = _resident(notebook.pid)
+        error = _interrupt_in_the_middle(notebook, "notebook_launcher(make, num_processes=2)", "sends")
+        assert "while it sent 0.5 GB" in error.failed("KeyboardInterrupt").evalue
+        _assert_released(notebook.pid, before)
+    notebook.run("assert notebook_launcher(lambda: 7, num_processes=2) == [7, 7]").ok()
+    pair.assert_whole()
+
+
+def test_row_31_time_limit(pair: Ranks) -> None:
+    """A time limit that comes while the value is on its way frees the rank as an interrupt does."""
+    pair.run(f"value = {VALUES['tensor']}").ok()
+    with _slow_kernel(pair.notebook):
+        call = "import nbsync\nnbsync.session().call(lambda: value, ranks=[1], timeout=1)"
+        error = pair.notebook.run(call, GUARD).failed("RunTimeout")
+        assert "rank 1: interrupted while it sent 0.5 GB" in error.evalue
+        pair.run("del value").ok()
+    pair.assert_whole()
+
+
+def test_row_31_dies_while_it_sends(pair: Ranks) -> None:
+    """The value of the other rank arrives; of the one that has ended nothing is kept."""
+    notebook = pair.notebook
+    pids = pair.pids()
+    pair.run(f"value = {VALUES['tensor']}").ok()
+    before = _resident(notebook.pid)
+    with _slow_kernel(notebook):
+        notebook.start(_PULL.format(ranks="all"))
+        notebook.wait_for(lambda shown: "[1] sends 0.1 of" in str(shown.history), GUARD)
+        os.kill(pids[1], signal.SIGKILL)
+        assert "rank 1" in notebook.wait(3 * GUARD).failed("WorkerDied").evalue
+    _assert_released(notebook.pid, before)
+    pair.bring_back(1)
+    notebook.run("%%on_rank 0\ndel value").ok()
+
+
 def test_row_31_progress(pair: Ranks) -> None:
-    """How far a large value is, and how fast, shows within a second, and an interrupt does not wait for its end."""
-    pair.run(f"value = torch.ones({256 * MEGABYTE}, dtype=torch.uint8)").ok()
-    slow = (
-        "import time\nfrom nbsync.protocol.channel import Channel\nfast = Channel.receive\n"
-        "def slow(self):\n    time.sleep(0.005)\n    return fast(self)\nChannel.receive = slow"
-    )
-    pair.notebook.run(slow).ok()
-    pair.notebook.start(_PULL.format(ranks="1"))
-    pair.notebook.wait_for_output("MB/s", GUARD)
-    asked = time.monotonic()
-    pair.notebook.interrupt()
-    outcome = pair.notebook.wait(GUARD)
-    assert time.monotonic() - asked < 1
-    assert "rank 1: still sending" in outcome.failed("KeyboardInterrupt").evalue
-    assert "until then the rank is busy" in outcome.stderr
+    """How far a large value is, and how fast, shows within a second."""
+    pair.run(f"value = {VALUES['tensor']}").ok()
+    with _slow_kernel(pair.notebook):
+        pair.notebook.start(_PULL.format(ranks="1"))
+        pair.notebook.wait_for_output("MB/s", GUARD)
+        asked = time.monotonic()
+        pair.notebook.interrupt()
+        outcome = pair.notebook.wait(GUARD)
+        assert time.monotonic() - asked < 1
     assert any("MB/s" in bundle.get("text/plain", "") for bundle in outcome.history)
-    pair.notebook.run("Channel.receive = fast").ok()
-    poll(lambda: pair.run("del value").status == "ok", GUARD)
+    pair.run("del value").ok()
+    pair.assert_whole()
+
+
+def test_row_31_what_is_told_meanwhile(fresh_notebook: Notebook) -> None:
+    """What the status says of a rank that sends is true, and the advice for a busy one works."""
+    notebook, pair = fresh_notebook, Ranks(fresh_notebook, 2)
+    notebook.run("%nbsync start -n 2").ok()
+    pair.mark()
+    pair.run(f"value = {VALUES['tensor']}").ok()
+    fetch = """
+import nbsync
+from threading import Thread
+ended = []
+def fetch():
+    try: nbsync.session().pull('value')
+    except BaseException as error: ended.append(type(error).__name__)
+thread = Thread(target=fetch)
+thread.start()"""
+    with _slow_kernel(notebook):
+        notebook.run(fetch).ok()
+        status = poll(lambda: (s := notebook.run("%nbsync status").ok().stdout).count(": sends 0.") == 2 and s, GUARD)
+        assert "C code" not in str(status)
+        assert notebook.run("%nbsync stack").ok().stdout.count("sends 0.") == 2
+        assert "`%nbsync interrupt` interrupts it" in pair.run("rank").failed("UsageError").evalue
+        notebook.run("%nbsync interrupt").ok()
+        assert notebook.run("thread.join()\nended").ok().texts == ["['KeyboardInterrupt']"]
+        pair.run("del value").ok()
     pair.assert_whole()
 
 

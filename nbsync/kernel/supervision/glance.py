@@ -40,8 +40,7 @@ def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
     parts = []
     for rank in ranks:
         if rank in found:
-            idle = found[rank].run is None
-            parts.append(f"rank {rank} is idle\n" if idle else f"rank {rank}:\n{''.join(found[rank].stack)}")
+            parts.append(_describe_stack(fleet, rank, found[rank]))
             continue
         if fleet.state.phase(rank) is Phase.DEAD:
             parts.append(f"rank {rank} is not running: {fleet.state.note(rank)}\n")
@@ -54,6 +53,13 @@ def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
         in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
         parts.append(f"rank {rank} does not answer: {unusual_state(pid) or in_c}\n")
     return "\n".join(parts)
+
+
+def _describe_stack(fleet: Fleet, rank: int, where: Where) -> str:
+    moving = fleet.traffic.moving(rank)
+    if where.run is None:
+        return f"rank {rank} {moving or 'is idle'}\n"
+    return f"rank {rank}:\n{''.join(where.stack)}"
 
 
 def _time_there(snapshot: Snapshot, rank: int, where: Where) -> float:
@@ -71,6 +77,9 @@ def _for(times: Iterable[float | None]) -> str:
 
 
 def _describe_place(fleet: Fleet, rank: int, where: Where | None) -> str:
+    moving = fleet.traffic.moving(rank)
+    if moving is not None:
+        return str(moving)
     if where is None:
         pid = fleet.traffic.pid(rank)
         return (unusual_state(pid) if pid is not None else "ended") or "does not answer: it is in C code"

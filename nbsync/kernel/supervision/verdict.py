@@ -120,9 +120,7 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
     finished = [rank for rank in run.ranks if rank in run.done and run.done[rank].failure is None]
     if finished and (run.interrupts or run.timed_out):
         lines.setdefault("had finished", []).extend(finished)
-    if run.sending:
-        lines.setdefault("still sending or receiving a large message", []).extend(run.sending)
-    elif run.abandoned:
+    if run.abandoned:
         for rank in run.pending:
             told = "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
             lines.setdefault(told, []).append(rank)
@@ -130,7 +128,7 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
 
 
 def _in_one_line(failure: Failure) -> str:
-    where = f" at {failure.where}" if failure.where else ""
+    where = f" {failure.place}".rstrip()
     if failure.interrupted:
         doing = f" in {failure.waiting_in}" if failure.waiting_in else ""
         return f"interrupted{doing}{where}"
