@@ -24,7 +24,7 @@ from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.glance import describe_stacks, describe_world
 from nbsync.kernel.supervision.mend import refill
 from nbsync.protocol.messages import Pull, Push, RunCall, RunCell, Where
-from nbsync.protocol.serial import pack, pack_call
+from nbsync.protocol.serial import pack_call, pack_variables
 from nbsync.protocol.spec import Call
 
 
@@ -219,7 +219,7 @@ class Session:
         return ask_for_values(self._fleet, RunCall, "all", note=f"runs {name}()", timeout=timeout)
 
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
-        """Set variables on `ranks`: `session.push({"lr": 0.1})`.
+        """Set variables on `ranks`: `session.push({"lr": 0.1})`. A class that they have already becomes as it is here.
 
         Args:
             values: the variables by their names.
@@ -230,7 +230,7 @@ class Session:
             TransferError: a value cannot be sent; nothing was set on any rank.
         """
         fleet, variables = self._fleet, checked_variables(values)
-        packed, sources = pack(variables, fleet.common, variables), sources_of(variables.values())
+        packed, sources = pack_variables(variables, fleet.common), sources_of(variables.values())
         raise_for(fleet, ask(fleet, lambda n: Push(n, packed, sources), ranks, make_sink(), note="receives variables"))
 
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:

@@ -20,7 +20,8 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import VARIABLES, reduce_class
+from nbsync.protocol.classes import reduce_class
+from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
 
 
@@ -83,16 +84,29 @@ def find_common(name: str) -> Any:
     return getattr(_in_use, "common", _common).objects[name]
 
 
+class Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
+    """dill's, but a value keeps its class: dill would give it the one that has the name in this process now."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, ignore=True, **kwargs)
+
+
 class Unfamiliar(Exception):
     """A pickle holds something of which it is not known that it is harmless; the argument names it."""
 
 
-def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | None = None) -> Payload:
+def pack(
+    value: Any,
+    common: Common | None = None,
+    named: Mapping[str, Any] | None = None,
+    anew: Iterable[Any] = (),
+) -> Payload:
     """Pickle a user's object.
 
     Args:
         common: what both sides know by name; in a worker it is known.
         named: the parts of `value`, by what the user calls them; by default it is "the value".
+        anew: classes that go with their methods and attributes as they are now, also to who has them already.
 
     Raises:
         TransferError: it cannot be pickled; the message names the part and its type.
@@ -100,7 +114,7 @@ def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | No
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     try:
-        Pickler(file, common or _common, buffers.append).dump(value)
+        Pickler(file, common or _common, buffers.append, anew).dump(value)
     except Exception as error:  # a user's __reduce__ may raise anything
         path, culprit = _find_culprit(named or {"the value": value}, common or _common)
         raise TransferError(
@@ -110,12 +124,17 @@ def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | No
     return Payload(file.getvalue(), tuple(buffers))
 
 
+def pack_variables(variables: Mapping[str, Any], common: Common) -> Payload:
+    """Pickle variables by their names; a class among them becomes as it is here. Raises as `pack`."""
+    return pack(variables, common, variables, [value for value in variables.values() if isinstance(value, type)])
+
+
 def pack_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], common: Common) -> Payload:
     """Pickle a function with its arguments; raises as `pack`."""
     return pack((function, args, kwargs), common, {"the function": function, "args": args, "kwargs": kwargs})
 
 
-def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[..., Any] = dill.Unpickler) -> Any:
+def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[..., Any] = Unpickler) -> Any:
     """Rebuild a user's object. `common` as in `pack`.
 
     Raises:
@@ -159,11 +178,19 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         file: where the pickle goes.
         common: what both sides know by name.
         keep: takes each large buffer.
+        anew: as in `pack`.
     """
 
-    def __init__(self, file: io.BytesIO, common: Common, keep: Callable[[pickle.PickleBuffer], None]) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        common: Common,
+        keep: Callable[[pickle.PickleBuffer], None],
+        anew: Iterable[Any] = (),
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=keep, recurse=False)
         self._known = common
+        self._anew = {id(thing) for thing in anew}
 
     def reducer_override(self, obj: Any) -> Any:
         name = self._known.name_of(obj)
@@ -175,7 +202,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             # dill looks into the parent module for it, where torch.optim deletes its own
             return _global_name(obj)
         if isinstance(obj, _ARE_CLASSES):
-            reduced = reduce_class(obj)
+            reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
                 return reduced
         if isinstance(obj, _FILES) and _would_be_emptied(obj):
