@@ -35,6 +35,23 @@ def reduce_class(obj: Any, anew: bool = False) -> tuple[Any, ...] | None:
     return *made, (fill, state), None, None, _fill_anew if anew and fill is _fill else _fill_new
 
 
+def change_of(cls: type, before: dict[str, Any]) -> tuple[Any, ...]:
+    """What follows in a pickle on a class that the other side has, so that its attributes become as they are here.
+
+    Those that are no plain values go only if they were bound anew since the other side got the class: it has its own,
+    and perhaps they cannot be sent.
+
+    Args:
+        before: its attributes when the other side got it. Those that have changed are taken out.
+    """
+    attributes = {}
+    for name, value in attributes_of(cls).items():
+        if type(value) in _ATOMS or name not in before or before[name] is not value:
+            before.pop(name, None)  # from now on it always goes: it may be bound to the old value again
+            attributes[name] = value
+    return attributes, None, None, set_attributes
+
+
 def _make(ident: str, make: Callable[..., Any], *args: Any) -> Any:
     """The class, yet without methods; or the one that is here already."""
     found = idents.find(ident)

@@ -20,7 +20,7 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import reduce_class
+from nbsync.protocol.classes import change_of, reduce_class
 from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
 
@@ -30,28 +30,33 @@ class Common:
 
     It is taken just before the fork. What is in it is sent by name, and found again in the other side's copy: so it is
     the same object on both sides, also when the notebook has redefined the name since.
+
+    Args:
+        before: the attributes of the classes in it, as they were when it was taken.
     """
 
-    def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
-        self.objects = dict(objects or {})
+    def __init__(
+        self, objects: Mapping[str, Any] | None = None, before: Mapping[str, dict[str, Any]] | None = None
+    ) -> None:
+        self.objects, self.before = dict(objects or {}), before or {}
         self._names = {id(value): name for name, value in self.objects.items()}
 
     @classmethod
     def of(cls, namespace: Mapping[str, Any]) -> Common:
         """What `namespace`, the notebook's, defines."""
-        return cls(
-            {
-                name: value
-                for name, value in dict(namespace).items()  # a copy: the user's threads go on
-                if isinstance(value, type | types.FunctionType)
-                and value.__module__ == "__main__"
-                and value.__qualname__ == name
-            }
-        )
+        objects = {
+            name: value
+            for name, value in dict(namespace).items()  # a copy: the user's threads go on
+            if isinstance(value, type | types.FunctionType)
+            and value.__module__ == "__main__"
+            and value.__qualname__ == name
+        }
+        return cls(objects, {name: dict(vars(value)) for name, value in objects.items() if isinstance(value, type)})
 
     def __and__(self, other: Common) -> Common:
         """What is the same object in both."""
-        return Common({name: value for name, value in self.objects.items() if other.objects.get(name) is value})
+        same = {name: value for name, value in self.objects.items() if other.objects.get(name) is value}
+        return Common(same, self.before)
 
     def forget(self, names: Iterable[str]) -> None:
         """The other side does not have these after all."""
@@ -195,7 +200,8 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
     def reducer_override(self, obj: Any) -> Any:
         name = self._known.name_of(obj)
         if name is not None:
-            return find_common, (name,)
+            change = change_of(obj, self._known.before[name]) if id(obj) in self._anew else ()
+            return find_common, (name,), *change
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
         if isinstance(obj, _HAVE_NAMES) and _is_importable(obj):

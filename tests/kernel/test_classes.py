@@ -175,6 +175,24 @@ def test_every_sort_works(sorts: ModuleType, sides: tuple[Side, Side], check: Ca
     check(new)
 
 
+@pytest.mark.parametrize(
+    ("library", "cell"),
+    [
+        ("pydantic", "class C(pydantic.BaseModel):\n    x: int = 1\nvalue = C(x='3')"),
+        ("attrs", "@attrs.define\nclass C:\n    x: int = 1\nvalue = C(3)"),
+    ],
+)
+def test_classes_of_libraries(sorts: ModuleType, sides: tuple[Side, Side], library: str, cell: str) -> None:
+    """Models and the like, which refer to themselves by what is compiled for them."""
+    setattr(sorts, library, pytest.importorskip(library))
+    exec(cell, vars(sorts))
+    here, there = sides
+    arrived = there.unpack(here.pack(sorts.value))
+    assert arrived == type(arrived)(x=3)
+    assert arrived != type(arrived)(x=4)
+    assert here.unpack(there.pack(arrived)) == sorts.value
+
+
 # ---- one class ----
 
 
@@ -267,6 +285,22 @@ def test_pushed_class_is_brought_up_to_date(sides: tuple[Side, Side]) -> None:
     assert (config.rate, config.show()) == (1, 1)
     there.unpack(here.pack_variables(Config=own, config=own()))
     assert (config.rate, config.show(), config.more, config.mine) == (2, "new", 3, 4)
+
+
+def test_pushed_class_from_before_the_start(sorts: ModuleType) -> None:
+    """Of a class that both sides have, plain attributes go along, and what was bound anew; nothing else."""
+    own = sorts.Plain
+    own.rate, own.kept, own.replaced = 1, (i for i in range(3)), [1]
+    common = Common.of(vars(sorts))
+    copy = type("Plain", (), dict(vars(own)))
+    at_rank = Common({"Plain": copy})
+    for rate, replaced in ((2, [2]), (1, own.replaced)):
+        own.rate, own.replaced, own.method = rate, replaced, lambda self: "new"
+        assert unpack(pack_variables({"Plain": own}, common), at_rank) == {"Plain": copy}
+        assert (copy.rate, copy.replaced, copy().method(), copy.kept) == (rate, replaced, "new", own.kept)  # type: ignore[attr-defined]
+        copy.rate = 7  # type: ignore[attr-defined]
+    assert unpack(pack(own, common), at_rank) is copy
+    assert copy.rate == 7  # type: ignore[attr-defined]
 
 
 def test_a_pull_changes_no_class(sides: tuple[Side, Side]) -> None:
