@@ -15,7 +15,8 @@ from typing import Any
 from nbsync.errors import TransferError
 from nbsync.protocol import serial
 from nbsync.protocol.messages import Payload
-from nbsync.protocol.serial import Common, Unfamiliar, Unpickler, find_common, path_to, unpack
+from nbsync.protocol.paths import path_to
+from nbsync.protocol.serial import Common, Unfamiliar, Unpickler, find_common, unpack
 
 _BUILTINS = frozenset(
     [

@@ -1,7 +1,7 @@
 """How users' objects travel between the notebook and its workers: dill, with tensors beside the pickle.
 
 Both sides descend from one notebook, so a class or function that both have is sent by name and stays the same object
-(`isinstance` and `except` go on working); what only one side has goes by value.
+(`isinstance` and `except` go on working); what only one side has goes by value, a class with its ident.
 Tensors are sent from CPU memory: a CUDA tensor arrives as a CPU tensor, so that the kernel never initialises CUDA.
 """
 
@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -23,6 +23,7 @@ from nbsync.errors import TransferError
 from nbsync.protocol.classes import change_of, reduce_class
 from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
+from nbsync.protocol.paths import parts_of
 
 
 class Common:
@@ -54,15 +55,19 @@ class Common:
         return cls(objects, {name: dict(vars(value)) for name, value in objects.items() if isinstance(value, type)})
 
     def __and__(self, other: Common) -> Common:
-        """What is the same object in both."""
-        same = {name: value for name, value in self.objects.items() if other.objects.get(name) is value}
-        return Common(same, self.before)
+        """What is the same object in both. The rest is still found: ranks that have it from before send it by name."""
+        both = Common(self.objects, self.before)
+        both.forget({name for name in self.names if other.objects.get(name) is not self.objects[name]})
+        return both
 
-    def forget(self, names: Iterable[str]) -> None:
-        """The other side does not have these after all."""
-        for name in names:
-            value = self.objects.pop(name, None)
-            self._names.pop(id(value), None)
+    def forget(self, names: Collection[str]) -> None:
+        """The other side does not have these after all: they are not sent by name."""
+        self._names = {key: name for key, name in self._names.items() if name not in names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what is sent by name."""
+        return tuple(self._names.values())
 
     def name_of(self, value: Any) -> str | None:
         """The name under which the other side finds this very object, if it does."""
@@ -280,29 +285,11 @@ def _find_culprit(named: Mapping[str, Any], common: Common) -> tuple[str, Any]:
     culprits = (item for item in named.items() if not _packs(item[1], common))
     path, culprit = next(culprits, next(iter(named.items())))
     for _ in range(_DEEPEST):
-        inner = next(((step, part) for step, part in _parts(culprit) if not _packs(part, common)), None)
+        inner = next(((step, part) for step, part in parts_of(culprit) if not _packs(part, common)), None)
         if inner is None:
             break
         path, culprit = path + inner[0], inner[1]
     return path, culprit
-
-
-def path_to(part: Any, value: Any, path: str = "the value", depth: int = 0) -> str | None:
-    """How `part` is reached from `value`, e.g. "the value['a'][1]"; None if it is not found."""
-    if part is value:
-        return path
-    steps = _parts(value) if depth < 8 else ()
-    found = (path_to(part, inner, path + step, depth + 1) for step, inner in steps)
-    return next((way for way in found if way is not None), None)
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        yield from ((f"[{key!r}]", part) for key, part in value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"[{i}]", part) for i, part in enumerate(value))
-    elif not isinstance(value, type | types.FunctionType | types.ModuleType):
-        yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())
 
 
 def _packs(value: Any, common: Common) -> bool:

@@ -119,6 +119,20 @@ def test_defined_before_the_start(fresh_notebook: Notebook, method: str) -> None
     assert fresh_notebook.run("%%distributed\nisinstance(late, Late)").ok().texts == ["[0-1] True"]
 
 
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_redefined_before_a_rank_is_replaced(fresh_notebook: Notebook, method: str) -> None:
+    """Older ranks have the class that was, a new one has what is; the notebook tells them apart."""
+    fresh_notebook.run("import nbsync, torch\n%load_ext nbsync\nclass Model: pass\nold = Model").ok()
+    fresh_notebook.run(f"%nbsync start -n 2 --start-method {method}", GUARD).ok()
+    fresh_notebook.run("class Model: pass\n%nbsync restart --ranks 1", GUARD).ok()
+    fresh_notebook.run("fetched = nbsync.session().pull('Model()', 'old()')").ok()
+    cell = "type(fetched[0][0]) is old, type(fetched[1][0]) is Model, {type(o) is old for _, o in fetched}"
+    assert fresh_notebook.run(cell).ok().texts == ["(True, True, {True})"]
+    fresh_notebook.run("sent = [Model(), old()]\n%nbsync push sent").ok()
+    cell = "%%distributed\ntype(sent[0]) is Model, type(sent[1]) is old, old is Model"
+    assert fresh_notebook.run(cell).ok().texts == ["[0] (False, True, True)", "[1] (True, True, False)"]
+
+
 def test_nothing_is_kept(started: Started) -> None:
     """Redefinitions that travel leave nothing behind, in the notebook and on the ranks."""
     notebook = started.notebook
