@@ -15,6 +15,7 @@ from nbsync.protocol.kinds import Recipe, attributes_of, recipe_of_kind, set_att
 
 _ATOMS = (type(None), bool, int, float, str, bytes)
 _FROM_THE_BEGINNING = frozenset(["__slots__", "__orig_bases__"])
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
 
 
 def reduce_class(obj: Any, anew: bool = False) -> tuple[Any, ...] | None:
@@ -77,7 +78,9 @@ def _recipe(cls: Any) -> Recipe:
     attributes = attributes_of(cls)
     known = {name: value for name, value in attributes.items() if type(value) in _ATOMS or name in _FROM_THE_BEGINNING}
     registered = _registered(cls) if isinstance(cls, abc.ABCMeta) else []
-    return Recipe(_make_class, (type(cls), cls.__name__, cls.__bases__, known), _fill, (attributes, registered))
+    methods = [name for name, value in attributes.items() if isinstance(value, _METHODS)]
+    args = type(cls), cls.__name__, cls.__bases__, known, methods
+    return Recipe(_make_class, args, _fill, (attributes, registered))
 
 
 def _registered(cls: abc.ABCMeta) -> list[type]:
@@ -86,9 +89,14 @@ def _registered(cls: abc.ABCMeta) -> list[type]:
     return [each for each in found if each is not None]
 
 
-def _make_class(meta: Any, name: str, bases: tuple[Any, ...], known: Mapping[str, Any]) -> Any:
-    """Some attributes are there at once, since a base's `__init_subclass__` or the metaclass may ask for them."""
-    return types.new_class(name, bases, {"metaclass": meta}, lambda namespace: namespace.update(known))
+def _make_class(meta: Any, name: str, bases: tuple[Any, ...], known: Mapping[str, Any], methods: Sequence[str]) -> Any:
+    """A base's `__init_subclass__` or the metaclass may ask for plain attributes, and whether there is a method."""
+    whole = {**dict.fromkeys(methods, _method_to_come), **known}
+    return types.new_class(name, bases, {"metaclass": meta}, lambda namespace: namespace.update(whole))
+
+
+def _method_to_come(*args: Any, **kwargs: Any) -> None:
+    """Stands for a method until the class gets it."""
 
 
 def _fill(cls: Any, state: tuple[dict[str, Any], Sequence[type]]) -> None:

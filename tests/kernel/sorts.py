@@ -166,11 +166,16 @@ class Registering:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if not callable(getattr(cls, "method", None)):
+            raise TypeError("there must be a method")
         Registering.known[cls.name] = cls
 
 
 class Registered(Registering):
     name = "one"
+
+    def method(self) -> int:
+        return 1
 
 
 class Equal(type):

@@ -152,6 +152,7 @@ def _check_enumerations(new: Any) -> None:
 def _check_own_making(new: Any) -> None:
     assert new.OwnError("text", 3).code == 3
     assert new.Registering.known == {"one": new.Registered}
+    assert new.Registered().method() == 1
     assert (type(new.Odd), new.Odd().method()) == (new.Equal, 1)
     assert new.Net().layer.weight.shape == (1, 2)
     x = torch.ones(1, requires_grad=True)
