@@ -27,6 +27,7 @@ from nbsync.kernel.state import Phase
 from nbsync.kernel.supervision.glance import describe_stacks
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.view.live import LiveView, NoView
+from nbsync.protocol.idents import identify
 from nbsync.protocol.messages import Begin, Request, RunCell, Stop, Work
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call
@@ -153,6 +154,7 @@ class Fleet:
         specs = [make_spec(self.plan, rank, seed, self._rendezvous, self.life, scratch) for rank in ranks]
         start = self.traffic.new_run(ranks)
         try:
+            identify(vars(sys.modules["__main__"]))
             self._engine.prepare(specs, self._inherited, self.common)
             with sigint_later() as interrupt:  # no worker may be started and forgotten
                 for process in self._engine.start(specs, self._inherited, self.common, interrupt):

@@ -9,7 +9,7 @@ from typing import Any
 from nbsync.kernel.sigint import interrupted_while
 from nbsync.kernel.sources import sources_of
 from nbsync.protocol.messages import Push, RunCall
-from nbsync.protocol.serial import Common, pack, pack_call
+from nbsync.protocol.serial import Common, pack_call, pack_variables
 
 
 def make_call(
@@ -34,5 +34,5 @@ def make_push(variables: Mapping[str, Any], common: Common) -> Callable[[int], P
         Interrupted: packing it took long, and the user gave it up.
     """
     with interrupted_while(f"packing {', '.join(variables)} for the ranks"):
-        values = pack(variables, common, variables)
+        values = pack_variables(variables, common)
     return partial(Push, values=values, sources=sources_of(variables.values()))

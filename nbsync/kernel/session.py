@@ -216,7 +216,7 @@ class Session:
         return ask_for_values(self._fleet, RunCall, "all", note=f"runs {name}()", timeout=timeout)
 
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
-        """Set variables on `ranks`: `session.push({"lr": 0.1})`.
+        """Set variables on `ranks`: `session.push({"lr": 0.1})`. A class that they have already becomes as it is here.
 
         Args:
             values: the variables by their names.

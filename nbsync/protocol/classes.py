@@ -1,157 +1,106 @@
-"""By value: the kinds of classes that dill sends by their name, or without a part of them.
+"""Classes that only one side has go by value, and stay one class wherever they have been: by their idents.
 
-They are enumerations, named tuples, typed dictionaries, type variables and new types.
+A class is made first, and gets its methods when all of it is there: they may refer to it.
 """
 
 from __future__ import annotations
 
-import collections
-import enum
-import typing
-import uuid
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import abc
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-#: The kinds of type variables, and new types; not every Python has all of them.
-VARIABLES: tuple[Any, ...] = tuple(
-    getattr(typing, name) for name in ("TypeVar", "ParamSpec", "TypeVarTuple", "NewType") if hasattr(typing, name)
-)
-_OF_THE_CLASS = frozenset(["__dict__", "__weakref__", "_abc_impl"])
-_OF_THE_MEMBER = frozenset(["_value_", "_name_", "__objclass__", "_sort_order_"])
-_MEMBERS = frozenset(
-    [
-        "_member_map_",
-        "_member_names_",
-        "_value2member_map_",
-        "_hashable_values_",
-        "_unhashable_values_",
-        "_unhashable_values_map_",
-    ]
-)
+from nbsync.protocol import idents
+from nbsync.protocol.kinds import Recipe, attributes_of, recipe_of_kind, set_attributes
 
-# An enumeration that arrives twice is one class, so that its members stay the same: each has a name for all processes.
-_idents: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-_enums: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_unfinished: weakref.WeakSet[Any] = weakref.WeakSet()  # made, but yet without methods
+_ATOMS = (type(None), bool, int, float, str, bytes)
+_FROM_THE_BEGINNING = frozenset(["__slots__", "__orig_bases__"])
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
 
 
-def reduce_class(obj: Any) -> tuple[Any, ...] | None:
-    """How a class or type variable that only this process has goes by value; None where dill does it well."""
-    if isinstance(obj, enum.EnumMeta):
-        return _reduce_enum(obj)
-    if isinstance(obj, typing.NewType):
-        return _make_variable, (typing.NewType, obj.__name__, (obj.__supertype__,), {})
-    if isinstance(obj, VARIABLES):
-        names = {"bound": "__bound__", "covariant": "__covariant__", "contravariant": "__contravariant__"}
-        how = {name: getattr(obj, attribute) for name, attribute in names.items() if hasattr(obj, attribute)}
-        return _make_variable, (type(obj), obj.__name__, getattr(obj, "__constraints__", ()), how)
-    if not isinstance(obj, type):
-        return None
-    if typing.is_typeddict(obj):
-        return _make_typeddict, (obj.__name__,), _attributes(obj, ()), None, None, _complete
-    if obj.__bases__ == (tuple,) and hasattr(obj, "_fields") and hasattr(obj, "_field_defaults"):
-        return _reduce_namedtuple(obj)
-    return None
+def reduce_class(obj: Any, anew: bool = False) -> tuple[Any, ...] | None:
+    """How a class or type variable that only this process has goes by value; None where dill does it well.
+
+    Args:
+        anew: where it is known already, its methods and attributes become as they are here.
+    """
+    recipe = recipe_of_kind(obj)
+    if recipe is None:
+        if not isinstance(obj, type) or not (obj.__module__ == "__main__" or "<locals>" in obj.__qualname__):
+            return None
+        recipe = _recipe(obj)
+    make, args, fill, state = recipe
+    made = _make, (idents.ident_of(obj), make, *args)
+    if fill is None:
+        return made
+    return *made, (fill, state), None, None, _fill_anew if anew and fill is _fill else _fill_new
 
 
-def _reduce_enum(cls: Any) -> tuple[Any, ...]:
-    ident = _idents.setdefault(cls, uuid.uuid4().hex)
-    _enums[ident] = cls
-    members = {name: (_new_args(cls, member), member._value_) for name, member in cls.__members__.items()}
-    boundary = getattr(cls, "_boundary_", None)
-    how = {} if boundary is None else {"boundary": boundary}
-    own = [{name: value for name, value in vars(m).items() if name not in _OF_THE_MEMBER} for m in cls]
-    state = _attributes(cls, {*_MEMBERS, *cls.__members__}), own
-    return _make_enum, (ident, type(cls), cls.__name__, cls.__bases__, members, how), state, None, None, _complete_enum
+def change_of(cls: type, before: dict[str, Any]) -> tuple[Any, ...]:
+    """What follows in a pickle on a class that the other side has, so that its attributes become as they are here.
+
+    Those that are no plain values go only if they were bound anew since the other side got the class: it has its own,
+    and perhaps they cannot be sent.
+
+    Args:
+        before: its attributes when the other side got it. Those that have changed are taken out.
+    """
+    attributes = {}
+    for name, value in attributes_of(cls).items():
+        if type(value) in _ATOMS or name not in before or before[name] is not value:
+            before.pop(name, None)  # from now on it always goes: it may be bound to the old value again
+            attributes[name] = value
+    return attributes, None, None, set_attributes
 
 
-def _new_args(cls: Any, member: Any) -> tuple[Any, ...]:
-    """What the type of the members' data, such as int, makes a member of."""
-    data = cls._member_type_
-    if hasattr(data, "__getnewargs__"):
-        return tuple(data.__getnewargs__(member))
-    if data.__new__ is object.__new__:
-        return ()
-    return member._value_ if isinstance(member._value_, tuple) else (member._value_,)
-
-
-def _make_enum(
-    ident: str, meta: Any, name: str, bases: tuple[Any, ...], members: Mapping[str, Any], how: Mapping[str, Any]
-) -> Any:
-    """The enumeration with its members; methods may refer to it, and come later. Or the one that is here already."""
-    known = _enums.get(ident)
-    if known is not None:
-        return known
-    namespace = meta.__prepare__(name, bases, **how)
-    namespace["__new__"] = _new_member
-    namespace["__init__"] = _keep_member  # not a base's own, which may expect something else
-    for member, parts in members.items():
-        namespace[member] = parts
-    made = meta.__new__(meta, name, bases, namespace, **how)
-    _idents[made] = ident
-    _enums[ident] = made
-    _unfinished.add(made)
+def _make(ident: str, make: Callable[..., Any], *args: Any) -> Any:
+    """The class, yet without methods; or the one that is here already."""
+    found = idents.find(ident)
+    if found is not None:
+        return found
+    made = make(*args)
+    idents.register(made, ident, is_whole=False)
     return made
 
 
-def _new_member(cls: Any, *parts: Any) -> Any:
-    args, value = parts[0] if len(parts) == 1 else parts  # a tuple's member is given them in one
-    data = cls._member_type_
-    member = data.__new__(cls, *args)
-    member._value_ = value
-    return member
+def _fill_new(cls: Any, how: tuple[Callable[..., None], Any]) -> None:
+    if not idents.is_whole(cls):  # else it is this process's own
+        _fill_anew(cls, how)
 
 
-def _keep_member(self: Any, *parts: Any) -> None:
-    pass
+def _fill_anew(cls: Any, how: tuple[Callable[..., None], Any]) -> None:
+    fill, state = how
+    fill(cls, state)
+    idents.set_whole(cls)
 
 
-def _complete_enum(cls: Any, state: tuple[dict[str, Any], Sequence[dict[str, Any]]]) -> None:
-    if cls not in _unfinished:  # this process's own
-        return
-    attributes, own = state
-    for name in vars(cls).keys() - attributes.keys() - _MEMBERS - _OF_THE_CLASS - cls.__members__.keys():
-        type.__delattr__(cls, name)
-    _complete(cls, attributes)
-    for member, values in zip(cls, own, strict=True):
-        vars(member).update(values)
-    _unfinished.discard(cls)
+def _recipe(cls: Any) -> Recipe:
+    attributes = attributes_of(cls)
+    known = {name: value for name, value in attributes.items() if type(value) in _ATOMS or name in _FROM_THE_BEGINNING}
+    registered = _registered(cls) if isinstance(cls, abc.ABCMeta) else []
+    methods = [name for name, value in attributes.items() if isinstance(value, _METHODS)]
+    args = type(cls), cls.__name__, cls.__bases__, known, methods
+    return Recipe(_make_class, args, _fill, (attributes, registered))
 
 
-def _reduce_namedtuple(cls: Any) -> tuple[Any, ...]:
-    plain = _make_namedtuple(cls.__name__, cls._fields, ())
-    made = {name for name, value in vars(plain).items() if _same_code(vars(cls).get(name), value)}
-    args = cls.__name__, cls._fields, tuple(cls._field_defaults.values())
-    return _make_namedtuple, args, _attributes(cls, {"__new__", *cls._fields, *made}), None, None, _complete
+def _registered(cls: abc.ABCMeta) -> list[type]:
+    """What was made a virtual subclass of this one."""
+    found = [reference() for reference in abc._get_dump(cls)[0]]  # type: ignore[attr-defined]  # private
+    return [each for each in found if each is not None]
 
 
-def _same_code(one: Any, other: Any) -> bool:
-    """Whether these are the same function, made twice."""
-    codes = [getattr(getattr(function, "__func__", function), "__code__", None) for function in (one, other)]
-    return codes[0] is not None and codes[0] == codes[1]
+def _make_class(meta: Any, name: str, bases: tuple[Any, ...], known: Mapping[str, Any], methods: Sequence[str]) -> Any:
+    """A base's `__init_subclass__` or the metaclass may ask for plain attributes, and whether there is a method."""
+    whole = {**dict.fromkeys(methods, _method_to_come), **known}
+    return types.new_class(name, bases, {"metaclass": meta}, lambda namespace: namespace.update(whole))
 
 
-def _make_namedtuple(name: str, fields: Sequence[str], defaults: Sequence[Any]) -> Any:
-    return collections.namedtuple(name, fields, defaults=defaults)
+def _method_to_come(*args: Any, **kwargs: Any) -> None:
+    """Stands for a method until the class gets it."""
 
 
-def _make_typeddict(name: str) -> Any:
-    return typing.TypedDict(name, {})  # type: ignore[operator]
-
-
-def _make_variable(kind: Callable[..., Any], name: str, args: tuple[Any, ...], how: Mapping[str, Any]) -> Any:
-    variable = kind(name, *args, **how)
-    variable.__module__ = "__main__"
-    return variable
-
-
-def _attributes(cls: type, without: Iterable[str]) -> dict[str, Any]:
-    left_out = _OF_THE_CLASS.union(without)
-    attributes = {name: value for name, value in vars(cls).items() if name not in left_out}
-    return attributes | {"__qualname__": cls.__qualname__}
-
-
-def _complete(cls: Any, attributes: Mapping[str, Any]) -> None:
-    for name, value in attributes.items():
-        type.__setattr__(cls, name, value)
+def _fill(cls: Any, state: tuple[dict[str, Any], Sequence[type]]) -> None:
+    attributes, registered = state
+    set_attributes(cls, attributes)
+    for each in registered:
+        abc.ABCMeta.register(cls, each)

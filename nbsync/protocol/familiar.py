@@ -12,12 +12,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import dill
-
 from nbsync.errors import TransferError
 from nbsync.protocol import pieces, serial
 from nbsync.protocol.messages import Payload
-from nbsync.protocol.serial import Common, Unfamiliar, find_common, path_to, unpack
+from nbsync.protocol.paths import path_to
+from nbsync.protocol.serial import Common, Unfamiliar, Unpickler, find_common, unpack
 
 _BUILTINS = frozenset(
     [
@@ -83,7 +82,7 @@ _HOOKS = frozenset(
 )
 
 
-class FamiliarUnpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
+class FamiliarUnpickler(Unpickler):
     """Raises `Unfamiliar` before anything is called that is not known to be harmless."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -96,7 +95,7 @@ class FamiliarUnpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no ty
         return found
 
 
-class ReportingUnpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
+class ReportingUnpickler(Unpickler):
     """Tells of everything unfamiliar before it is used. For a process that may end by it.
 
     Args:
@@ -135,7 +134,7 @@ class _Stub:
         self.__dict__.update(state if isinstance(state, dict) else {"state": state})
 
 
-class _StubUnpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
+class _StubUnpickler(Unpickler):
     """Rebuilds what is familiar, with stubs for the rest."""
 
     def __init__(self, *args: Any, made: dict[str, list[_Stub]], **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ import dill
 
 from nbsync.errors import Interrupted
 from nbsync.protocol.salvage import Salvager, Spoiled
-from nbsync.protocol.serial import Common, Pickler
+from nbsync.protocol.serial import Common, Pickler, Unpickler
 from nbsync.protocol.spec import WorkerSpec
 
 #: The name under which the function of a launch travels among the notebook's variables.
@@ -116,7 +116,7 @@ class Variables:
         Args:
             begin: is told the name of each before it is rebuilt.
         """
-        unpickler = dill.Unpickler(io.BytesIO(self.stream), buffers=self.buffers)
+        unpickler = Unpickler(io.BytesIO(self.stream), buffers=self.buffers)
         spoiled: dict[int, Any] = {}  # by number in the memo: the unpickler fails where it is referred to
         for index, part in enumerate(self.parts):
             begin(part.name)
@@ -138,7 +138,7 @@ class Variables:
             start, buffer = self.parts[index + 1].start, self.parts[index + 1].buffer
         puts = b"".join(pickle.NEXT_BUFFER + _put(number) + pickle.POP for number in memo)
         file = io.BytesIO(puts + pickle.NONE + pickle.STOP + self.stream[start:])
-        unpickler = dill.Unpickler(file, buffers=[*memo.values(), *self.buffers[buffer:]])
+        unpickler = Unpickler(file, buffers=[*memo.values(), *self.buffers[buffer:]])
         unpickler.load()
         return unpickler
 

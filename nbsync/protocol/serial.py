@@ -1,7 +1,7 @@
 """How users' objects travel between the notebook and its workers: dill, with tensors beside the pickle.
 
 Both sides descend from one notebook, so a class or function that both have is sent by name and stays the same object
-(`isinstance` and `except` go on working); what only one side has goes by value.
+(`isinstance` and `except` go on working); what only one side has goes by value, a class with its ident.
 Tensors are sent from CPU memory: a CUDA tensor arrives as a CPU tensor, so that the kernel never initialises CUDA.
 """
 
@@ -12,7 +12,7 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -20,8 +20,10 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import VARIABLES, reduce_class
+from nbsync.protocol.classes import change_of, reduce_class
+from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
+from nbsync.protocol.paths import parts_of
 from nbsync.protocol.pieces import LONG, Reader, rebuild_bytes
 
 
@@ -30,34 +32,43 @@ class Common:
 
     It is taken just before the fork. What is in it is sent by name, and found again in the other side's copy: so it is
     the same object on both sides, also when the notebook has redefined the name since.
+
+    Args:
+        before: the attributes of the classes in it, as they were when it was taken.
     """
 
-    def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
-        self.objects = dict(objects or {})
+    def __init__(
+        self, objects: Mapping[str, Any] | None = None, before: Mapping[str, dict[str, Any]] | None = None
+    ) -> None:
+        self.objects, self.before = dict(objects or {}), before or {}
         self._names = {id(value): name for name, value in self.objects.items()}
 
     @classmethod
     def of(cls, namespace: Mapping[str, Any]) -> Common:
         """What `namespace`, the notebook's, defines."""
-        return cls(
-            {
-                name: value
-                for name, value in dict(namespace).items()  # a copy: the user's threads go on
-                if isinstance(value, type | types.FunctionType)
-                and value.__module__ == "__main__"
-                and value.__qualname__ == name
-            }
-        )
+        objects = {
+            name: value
+            for name, value in dict(namespace).items()  # a copy: the user's threads go on
+            if isinstance(value, type | types.FunctionType)
+            and value.__module__ == "__main__"
+            and value.__qualname__ == name
+        }
+        return cls(objects, {name: dict(vars(value)) for name, value in objects.items() if isinstance(value, type)})
 
     def __and__(self, other: Common) -> Common:
-        """What is the same object in both."""
-        return Common({name: value for name, value in self.objects.items() if other.objects.get(name) is value})
+        """What is the same object in both. The rest is still found: ranks that have it from before send it by name."""
+        both = Common(self.objects, self.before)
+        both.forget({name for name in self.names if other.objects.get(name) is not self.objects[name]})
+        return both
 
-    def forget(self, names: Iterable[str]) -> None:
-        """The other side does not have these after all."""
-        for name in names:
-            value = self.objects.pop(name, None)
-            self._names.pop(id(value), None)
+    def forget(self, names: Collection[str]) -> None:
+        """The other side does not have these after all: they are not sent by name."""
+        self._names = {key: name for key, name in self._names.items() if name not in names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what is sent by name."""
+        return tuple(self._names.values())
 
     def name_of(self, value: Any) -> str | None:
         """The name under which the other side finds this very object, if it does."""
@@ -84,16 +95,29 @@ def find_common(name: str) -> Any:
     return getattr(_in_use, "common", _common).objects[name]
 
 
+class Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill has no types
+    """dill's, but a value keeps its class: dill would give it the one that has the name in this process now."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, ignore=True, **kwargs)
+
+
 class Unfamiliar(Exception):
     """A pickle holds something of which it is not known that it is harmless; the argument names it."""
 
 
-def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | None = None) -> Payload:
+def pack(
+    value: Any,
+    common: Common | None = None,
+    named: Mapping[str, Any] | None = None,
+    anew: Iterable[Any] = (),
+) -> Payload:
     """Pickle a user's object.
 
     Args:
         common: what both sides know by name; in a worker it is known.
         named: the parts of `value`, by what the user calls them; by default it is "the value".
+        anew: classes that go with their methods and attributes as they are now, also to who has them already.
 
     Raises:
         TransferError: it cannot be pickled; the message names the part and its type.
@@ -101,7 +125,7 @@ def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | No
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     try:
-        Pickler(file, common or _common, buffers.append).dump(value)
+        Pickler(file, common or _common, buffers.append, anew).dump(value)
     except Exception as error:  # a user's __reduce__ may raise anything
         path, culprit = _find_culprit(named or {"the value": value}, common or _common)
         raise TransferError(
@@ -111,12 +135,17 @@ def pack(value: Any, common: Common | None = None, named: Mapping[str, Any] | No
     return Payload(file.getvalue(), tuple(buffers))
 
 
+def pack_variables(variables: Mapping[str, Any], common: Common) -> Payload:
+    """Pickle variables by their names; a class among them becomes as it is here. Raises as `pack`."""
+    return pack(variables, common, variables, [value for value in variables.values() if isinstance(value, type)])
+
+
 def pack_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], common: Common) -> Payload:
     """Pickle a function with its arguments; raises as `pack`."""
     return pack((function, args, kwargs), common, {"the function": function, "args": args, "kwargs": kwargs})
 
 
-def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[..., Any] = dill.Unpickler) -> Any:
+def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[..., Any] = Unpickler) -> Any:
     """Rebuild a user's object. `common` as in `pack`.
 
     Raises:
@@ -160,16 +189,25 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         file: where the pickle goes.
         common: what both sides know by name.
         keep: takes each large buffer.
+        anew: as in `pack`.
     """
 
-    def __init__(self, file: io.BytesIO, common: Common, keep: Callable[[pickle.PickleBuffer], None]) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        common: Common,
+        keep: Callable[[pickle.PickleBuffer], None],
+        anew: Iterable[Any] = (),
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=keep, recurse=False)
         self._known = common
+        self._anew = {id(thing) for thing in anew}
 
     def reducer_override(self, obj: Any) -> Any:
         name = self._known.name_of(obj)
         if name is not None:
-            return find_common, (name,)
+            change = change_of(obj, self._known.before[name]) if id(obj) in self._anew else ()
+            return find_common, (name,), *change
         if type(obj) is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
             return rebuild_bytes, (pickle.PickleBuffer(obj),)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
@@ -178,7 +216,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             # dill looks into the parent module for it, where torch.optim deletes its own
             return _global_name(obj)
         if isinstance(obj, _ARE_CLASSES):
-            reduced = reduce_class(obj)
+            reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
                 return reduced
         if isinstance(obj, _FILES) and _would_be_emptied(obj):
@@ -250,29 +288,11 @@ def _find_culprit(named: Mapping[str, Any], common: Common) -> tuple[str, Any]:
     culprits = (item for item in named.items() if not _packs(item[1], common))
     path, culprit = next(culprits, next(iter(named.items())))
     for _ in range(_DEEPEST):
-        inner = next(((step, part) for step, part in _parts(culprit) if not _packs(part, common)), None)
+        inner = next(((step, part) for step, part in parts_of(culprit) if not _packs(part, common)), None)
         if inner is None:
             break
         path, culprit = path + inner[0], inner[1]
     return path, culprit
-
-
-def path_to(part: Any, value: Any, path: str = "the value", depth: int = 0) -> str | None:
-    """How `part` is reached from `value`, e.g. "the value['a'][1]"; None if it is not found."""
-    if part is value:
-        return path
-    steps = _parts(value) if depth < 8 else ()
-    found = (path_to(part, inner, path + step, depth + 1) for step, inner in steps)
-    return next((way for way in found if way is not None), None)
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        yield from ((f"[{key!r}]", part) for key, part in value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"[{i}]", part) for i, part in enumerate(value))
-    elif not isinstance(value, type | types.FunctionType | types.ModuleType):
-        yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())
 
 
 def _packs(value: Any, common: Common) -> bool:

@@ -1,8 +1,9 @@
-"""What a worker is told when it starts."""
+"""What a worker is told when it starts, and what it inherits."""
 
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,3 +57,13 @@ class WorkerSpec:
     progress_interval: float = 0.1
     scratch: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What a worker inherits from the kernel to speak with it: its end of the channel, and two write ends."""
+
+    channel: socket.socket
+    stdout: int
+    stderr: int
+    kernel_pid: int

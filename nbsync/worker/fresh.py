@@ -26,6 +26,7 @@ def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kern
     os.dup2(stderr, 2)
     for fd in (luggage, channel, stdout, stderr):  # not for the programs that the user's code starts
         os.set_inheritable(fd, False)
+    from nbsync.protocol.spec import Endpoints
     from nbsync.worker import main as worker
     from nbsync.worker.arrival import look_up, make_main_module, tell_on, unpack_all
     from nbsync.worker.tracebacks import load_tracebacks
@@ -34,5 +35,5 @@ def start(luggage: int, index: int, channel: int, stdout: int, stderr: int, kern
     load_tracebacks()
     found = look_up(luggage)
     os.close(luggage)
-    ends = worker.Endpoints(socket.socket(fileno=channel), stdout, stderr, kernel_pid)
+    ends = Endpoints(socket.socket(fileno=channel), stdout, stderr, kernel_pid)
     worker.work_fresh(index, ends, partial(unpack_all, shell, *found, tell_on(ends.channel)))

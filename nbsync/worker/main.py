@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from nbsync.errors import NbsyncError
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.given_up import GivenUp
+from nbsync.protocol.idents import identify_alike
 from nbsync.protocol.messages import (
     Alive,
     Begin,
@@ -36,7 +36,7 @@ from nbsync.protocol.messages import (
     Work,
 )
 from nbsync.protocol.serial import Common, pack, set_common, unpack
-from nbsync.protocol.spec import STACK_SIGNAL, Call, WorkerSpec
+from nbsync.protocol.spec import STACK_SIGNAL, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import process
 from nbsync.worker.arrival import Arrived, explain_missing
@@ -72,16 +72,6 @@ def before_forks() -> None:
     """In the process that is about to fork workers: what need not be done in each of them."""
     look_for_pools()
     load_tracebacks()
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """What a worker inherits from the kernel to speak with it: its end of the channel, and two write ends."""
-
-    channel: socket.socket
-    stdout: int
-    stderr: int
-    kernel_pid: int
 
 
 def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Common) -> NoReturn:
@@ -259,12 +249,12 @@ class Worker:
 
     def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
         match request:
-            case RunCell(_, code, count):
-                return self.shell.run_cell(code, count), None
-            case RunCall(_, call, sources):
+            case RunCell(run, code, count):
+                return self._run(run, lambda: self.shell.run_cell(code, count)), None
+            case RunCall(run, call, sources):
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
-                value = process.call_as_program(function, args, kwargs)
+                value = self._run(run, lambda: process.call_as_program(function, args, kwargs))
                 with self.recorder.pickling("what the call returned", [value]):
                     return CellOutcome(), pack(value)
             case Push(_, values, sources):
@@ -282,6 +272,12 @@ class Worker:
                 share_pages(self.spec, self.watch, life)
                 return CellOutcome(), pack(self.groups.heal(life))
         raise NbsyncError(f"unknown request {type(request).__name__}")
+
+    def _run(self, run: int, run_users: Callable[[], Any]) -> Any:
+        try:
+            return run_users()
+        finally:
+            identify_alike(self.shell.namespace, f"{self.spec.secret}/{run}")
 
     def _callable(self, call: Payload | None) -> Call:
         if call is not None:

@@ -32,6 +32,7 @@ import torch
 
 from nbsync.protocol.forking import APART, COUNT, Answer, read, send
 from nbsync.protocol.messages import Arriving
+from nbsync.protocol.spec import Endpoints
 from nbsync.worker import main as worker
 from nbsync.worker.arrival import Arrived, look_up, make_main_module, tell_on, unpack_all
 from nbsync.worker.process import die_with
@@ -154,7 +155,7 @@ def _fork_worker(index: int, sock: socket.socket, ends: list[list[int]], arrived
                     os.close(fd)
         _wait_until_adopted(helper)
         channel, stdout, stderr = ends[index]
-        own = worker.Endpoints(socket.socket(fileno=channel), stdout, stderr, arrived.kernel_pid)
+        own = Endpoints(socket.socket(fileno=channel), stdout, stderr, arrived.kernel_pid)
         worker.work_fresh(index, own, partial(arrived.get, tell_on(own.channel)))
     finally:
         os._exit(70)

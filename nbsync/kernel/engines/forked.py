@@ -11,7 +11,7 @@ from nbsync.kernel.engines.wires import Wires
 from nbsync.kernel.sigint import PutOff
 from nbsync.kernel.start.forker import fork
 from nbsync.protocol.serial import Common
-from nbsync.protocol.spec import Call, WorkerSpec
+from nbsync.protocol.spec import Call, Endpoints, WorkerSpec
 from nbsync.worker import main as worker  # the one arrow across: the entry point of a worker
 
 
@@ -40,7 +40,7 @@ def fork_all(
                 for other in wires:
                     if other is not mine:
                         other.close_worker_ends()
-                ends = worker.Endpoints(mine.worker_socket, mine.stdout[1], mine.stderr[1], kernel_pid)
+                ends = Endpoints(mine.worker_socket, mine.stdout[1], mine.stderr[1], kernel_pid)
                 worker.work(spec, ends, inherited, common)
 
             started.append(wire.process(spec.rank, fork(be_worker)))

@@ -46,7 +46,7 @@ def pack_notebook(file: BinaryIO, specs: Sequence[WorkerSpec], inherited: Call |
         folder=os.getcwd(),
         environ=dict(os.environ),
         argv=list(sys.argv),
-        known=tuple(common.objects),
+        known=common.names,
         missing=variables.missing,
         **_of_shell(),
     )

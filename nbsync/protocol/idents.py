@@ -1,0 +1,132 @@
+"""Which class is which: a class that goes by value has a name for all processes, its ident.
+
+Who receives it again, or has sent it, finds its own by the ident. Nothing here keeps a class alive. There is no lock: a
+fork could take one along that nobody releases.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_ATOMS = (type(None), bool, int, float, complex, str, bytes)
+_MOST_TOLD = 10_000  # parts of a class's attributes that are looked at
+
+
+@dataclass
+class _Entry:
+    """What is known of one class. `is_whole` is not yet true of one that was made, and waits for its methods."""
+
+    reference: weakref.ref[Any]
+    ident: str
+    is_whole: bool
+
+
+# By id, not by the class: that may have a metaclass whose classes are equal, or have no hash.
+_entries: dict[int, _Entry] = {}
+_things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
+def ident_of(thing: Any) -> str:
+    """The ident of a class or type variable; one that has none gets one."""
+    entry = _entries.get(id(thing))
+    return register(thing, uuid.uuid4().hex) if entry is None else entry.ident
+
+
+def register(thing: Any, ident: str, is_whole: bool = True) -> str:
+    """Give `thing` an ident, unless it has one. Returns its ident."""
+    key = id(thing)
+    entries = _entries  # at the interpreter's end the name may be gone
+    made = _Entry(weakref.ref(thing, lambda _: entries.pop(key, None)), ident, is_whole)
+    entry = _entries.setdefault(key, made)
+    _things[entry.ident] = thing
+    return entry.ident
+
+
+def find(ident: str) -> Any:
+    """The class or type variable of this ident, None if this process has none."""
+    return _things.get(ident)
+
+
+def is_whole(thing: Any) -> bool:
+    """Whether it has got its methods."""
+    return _entries[id(thing)].is_whole
+
+
+def set_whole(thing: Any) -> None:
+    """It has got its methods."""
+    _entries[id(thing)].is_whole = True
+
+
+def identify(namespace: Mapping[str, Any]) -> None:
+    """Before a fork: the notebook's classes, so that the copy knows them by the same idents.
+
+    They are those in `namespace`, those of its values, and the classes inside of them.
+    """
+    for value in list(namespace.values()):  # a copy: the user's threads go on
+        cls = value if isinstance(value, type) else type(value)
+        if cls.__module__ == "__main__":
+            for each in _defined(cls):
+                ident_of(each)
+
+
+def identify_alike(namespace: Mapping[str, Any], run: str) -> None:
+    """After a cell on the ranks: a class that it has defined gets the same ident on each of them.
+
+    Each rank has a class of its own by then. To the notebook they are one, if they look the same; one that differs by
+    rank, in a default for instance, stays another on each.
+
+    Args:
+        run: names the cell, and is the same on all ranks that run it.
+    """
+    for name, value in list(namespace.items()):
+        if not isinstance(value, type) or id(value) in _entries:
+            continue
+        if (value.__module__, value.__qualname__) == ("__main__", name):
+            for cls in _defined(value):
+                register(cls, uuid.uuid5(uuid.NAMESPACE_OID, f"{run}/{cls.__qualname__}/{_look(cls)}").hex)
+
+
+def _defined(cls: type) -> Iterator[type]:
+    """`cls` and the classes inside of it."""
+    yield cls
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, type) and value.__qualname__ == f"{cls.__qualname__}.{name}":
+            yield from _defined(value)
+
+
+def _look(cls: type) -> str:
+    """What can be told of a class, the same in all processes that have run the same lines."""
+    told: list[str] = []
+    todo: list[Any] = [cls.__bases__, sorted(vars(cls).items())]
+    while todo and len(told) < _MOST_TOLD:
+        value = todo.pop()
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, staticmethod | classmethod):
+            value = value.__func__
+        parts = _parts(value)
+        todo += parts
+        told.append(_tell(value, len(parts)))
+    return "\n".join(told)
+
+
+def _tell(value: Any, size: int) -> str:
+    if isinstance(value, types.FunctionType):
+        return f"line {value.__code__.co_firstlineno}"
+    if isinstance(value, type):
+        return value.__qualname__
+    return repr(value) if type(value) in _ATOMS else f"{size} in a {type(value).__qualname__}"
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, enum.Enum):
+        return [value.name, value.value]
+    if type(value) is dict:
+        return list(value.items())
+    return list(value) if type(value) in (list, tuple) else []  # others may run code of the user's

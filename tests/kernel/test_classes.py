@@ -1,0 +1,363 @@
+"""Classes that go by value: of every kind, and one class wherever they have been."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from nbsync.kernel.trial import unpack_safely
+from nbsync.protocol import idents
+from nbsync.protocol.familiar import FamiliarUnpickler
+from nbsync.protocol.serial import Common, Unfamiliar, pack, pack_variables, unpack
+
+SORTS = Path(__file__).with_name("sorts.py").read_text()
+
+
+class Side:
+    """A process, as far as classes are concerned: it knows those that it has made or received."""
+
+    def __init__(self) -> None:
+        self._own: Any = {}, weakref.WeakValueDictionary()
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        before = idents._entries, idents._things
+        idents._entries, idents._things = self._own
+        try:
+            yield
+        finally:
+            idents._entries, idents._things = before
+
+    def pack(self, value: Any) -> Any:
+        with self._here(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return pack(value)
+
+    def pack_variables(self, **variables: Any) -> Any:
+        with self._here():
+            return pack_variables(variables, Common())
+
+    def unpack(self, payload: Any) -> Any:
+        with self._here():
+            return unpack(payload)
+
+    def cell(self, code: str, run: str = "", **given: Any) -> dict[str, Any]:
+        """What a cell defines; with `run`, on a rank."""
+        names: dict[str, Any] = {"__name__": "__main__", **given}
+        exec(code, names)
+        with self._here():
+            idents.identify_alike(names, run) if run else idents.identify(names)
+        return names
+
+    @property
+    def size(self) -> int:
+        return len(self._own[0]) + len(self._own[1])
+
+
+@pytest.fixture
+def sides() -> tuple[Side, Side]:
+    """Two processes."""
+    return Side(), Side()
+
+
+@pytest.fixture
+def sorts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`sorts.py`, run as a cell is: none of its classes can be imported."""
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    exec(compile(SORTS, "<cell>", "exec"), vars(module))
+    return module
+
+
+def _names() -> list[str]:
+    module = ModuleType("__main__")
+    exec(SORTS, vars(module))
+    return [name for name, value in vars(module).items() if getattr(value, "__module__", None) == "__main__"]
+
+
+# ---- of every kind ----
+
+
+@pytest.mark.parametrize("name", [name for name in _names() if name != "make_local"])
+def test_every_sort_is_one_class(sorts: ModuleType, sides: tuple[Side, Side], name: str) -> None:
+    """It is another object on the other side, once; and here it is itself again."""
+    here, there = sides
+    thing = getattr(sorts, name)
+    arrived = there.unpack(here.pack(thing))
+    assert arrived is not thing
+    assert there.unpack(here.pack([thing]))[0] is arrived
+    assert here.unpack(there.pack(arrived)) is thing
+
+
+def _check_methods(new: Any) -> None:
+    derived = new.Derived()
+    assert (derived.method(), derived.prop, derived.static(), derived.cached) == (2, 2, 3, 4)
+    assert derived.itself() is new.Derived
+    assert new.Derived.Inner.__qualname__ == "Derived.Inner"
+    assert type(new.Ring.me) is new.Ring
+    assert (new.One().method(), new.Two().method()) == ((1, new.One), (2, new.Two))
+    assert new.Hidden().value() == 5
+
+
+def _check_dataclasses(new: Any) -> None:
+    assert [field.name for field in dataclasses.fields(new.Point)] == ["x", "rest"]
+    assert dataclasses.asdict(new.Point(rest=[1])) == {"x": 1, "rest": [1]}
+    assert dataclasses.fields(new.Point)[0].default_factory is dataclasses.MISSING
+    assert new.Point().rest is not new.Point().rest
+    assert new.Slotted(1) < new.Slotted(2)
+    assert not hasattr(new.Slotted(1), "__dict__")
+
+
+def _check_abstract(new: Any) -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        new.Abstract()
+    assert isinstance(new.Plain(), new.Abstract)
+    assert isinstance(new.Plain(), new.HasMethod)
+    assert not isinstance(new.Hidden(), new.HasMethod)
+    assert new.Box[int](3).value == 3
+    assert new.Box.__parameters__ == (new.T,)
+    assert new.IntBox.__orig_bases__[0].__origin__ is new.Box
+
+
+def _check_tuples(new: Any) -> None:
+    assert (new.Pair(1).total(), new.DoublePair(1).total()) == (3, 6)
+    assert isinstance(new.DoublePair(1), new.Pair)
+    assert new.Pair(1)._replace(a=5).total() == 7
+    assert new.Renamed(1, 2, 3)._asdict() == {"a": 1, "_1": 2, "_2": 3}
+    if new.GenericPair is not None:
+        assert new.GenericPair[int](4) == (4, 2)
+        assert new.GenericPair(4).total() == 4
+        assert new.GenericPair.__parameters__ == (new.T,)
+
+
+def _check_enumerations(new: Any) -> None:
+    assert date(2020, 1, 1) == new.Day.FIRST
+    assert new.Day(date(2020, 12, 31)) is new.Day.LAST
+    assert new.Moment.NOON.hour == 12
+    assert new.Price.LOW * 2 == 3
+
+
+def _check_own_making(new: Any) -> None:
+    assert new.OwnError("text", 3).code == 3
+    assert new.Registering.known == {"one": new.Registered}
+    assert new.Registered().method() == 1
+    assert (type(new.Odd), new.Odd().method()) == (new.Equal, 1)
+    assert new.Net().layer.weight.shape == (1, 2)
+    x = torch.ones(1, requires_grad=True)
+    new.Twice.apply(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.item() == 2
+
+
+@pytest.mark.parametrize(
+    "check",
+    [_check_methods, _check_dataclasses, _check_abstract, _check_tuples, _check_enumerations, _check_own_making],
+)
+def test_every_sort_works(sorts: ModuleType, sides: tuple[Side, Side], check: Callable[[Any], None]) -> None:
+    """What has arrived does what it does here, also when each came on its own."""
+    here, there = sides
+    names = [name for name in _names() if name != "make_local"]
+    new = ModuleType("new")
+    for name in names:
+        setattr(new, name, there.unpack(here.pack(getattr(sorts, name))))
+    new.GenericPair = getattr(new, "GenericPair", None)  # type: ignore[attr-defined]
+    check(new)
+
+
+@pytest.mark.parametrize(
+    ("library", "cell"),
+    [
+        ("pydantic", "class C(pydantic.BaseModel):\n    x: int = 1\nvalue = C(x='3')"),
+        ("attrs", "@attrs.define\nclass C:\n    x: int = 1\nvalue = C(3)"),
+    ],
+)
+def test_classes_of_libraries(sorts: ModuleType, sides: tuple[Side, Side], library: str, cell: str) -> None:
+    """Models and the like, which refer to themselves by what is compiled for them."""
+    setattr(sorts, library, pytest.importorskip(library))
+    exec(cell, vars(sorts))
+    here, there = sides
+    arrived = there.unpack(here.pack(sorts.value))
+    assert arrived == type(arrived)(x=3)
+    assert arrived != type(arrived)(x=4)
+    assert here.unpack(there.pack(arrived)) == sorts.value
+
+
+# ---- one class ----
+
+
+def test_redefined_is_another(sides: tuple[Side, Side]) -> None:
+    """A cell that is run again makes another class, as in plain Python; the old one's instances keep theirs."""
+    here, there = sides
+    cell = "class C:\n    x = 1"
+    old, new = here.cell(cell)["C"], here.cell(cell)["C"]
+    first, second = there.unpack(here.pack(old())), there.unpack(here.pack(new()))
+    assert not isinstance(second, type(first))
+    assert type(there.unpack(here.pack(old()))) is type(first)
+
+
+def test_copied_is_another(sides: tuple[Side, Side]) -> None:
+    """A class that was made of another's attributes is not that one."""
+    here, there = sides
+    one = here.cell("class C:\n    x = 1")["C"]
+    here.pack(one)
+    other = type("C", one.__bases__, {"__module__": "__main__", "x": one.x})
+    assert there.unpack(here.pack(one)) is not there.unpack(here.pack(other))
+
+
+def test_through_the_notebook(sides: tuple[Side, Side]) -> None:
+    """What goes from one rank by the notebook to another, and back, is one class everywhere."""
+    rank0, kernel = sides
+    rank1 = Side()
+    mine = rank0.cell("class C: pass")["C"]
+    at_kernel = kernel.unpack(rank0.pack(mine()))
+    at_rank1 = rank1.unpack(kernel.pack(at_kernel))
+    assert type(rank0.unpack(rank1.pack(at_rank1))) is mine
+    assert type(kernel.unpack(rank1.pack(at_rank1))) is type(at_kernel)
+
+
+def test_same_cell_on_ranks(sides: tuple[Side, Side]) -> None:
+    """A class that each rank has made by the same cell is one to the notebook, and each rank's own when it is back."""
+    rank0, rank1 = sides
+    kernel = Side()
+    cell = "import dataclasses\n@dataclasses.dataclass\nclass C:\n    x: int = 1\n    class Inner: pass"
+    own0, own1 = rank0.cell(cell, "7")["C"], rank1.cell(cell, "7")["C"]
+    one, two, inner = (kernel.unpack(rank.pack(value)) for rank, value in
+                       ((rank0, own0(2)), (rank1, own1(2)), (rank1, own1.Inner())))  # fmt: skip
+    assert one == two
+    assert type(inner) is type(one).Inner
+    assert rank1.unpack(kernel.pack(one)) == own1(2)
+    again = rank0.cell(cell, "8")["C"]
+    assert type(kernel.unpack(rank0.pack(again()))) is not type(one)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "class C:\n    x = rank",
+        "class C:\n    x = [{'a': (rank,)}]",
+        "if rank:\n    class C:\n        def f(self): pass\nelse:\n    class C:\n        def f(self): pass",
+        "import enum\nclass C(enum.Enum):\n    A = rank",
+        "class B0: pass\nclass B1: pass\nclass C((B0, B1)[rank]): pass",
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n    x: list = dataclasses.field(default=(rank, {}))",
+        "def make(rank):\n    class C:\n        def f(self): return rank\n    return C\nC = make(rank)",
+    ],
+    ids=["attribute", "inside an attribute", "lines", "members", "bases", "default", "closure"],
+)
+def test_other_on_each_rank(sides: tuple[Side, Side], cell: str) -> None:
+    """What the ranks have made differently is not taken for one class."""
+    kernel = Side()
+    made = [kernel.unpack(side.pack(side.cell(cell, "7", rank=rank)["C"])) for rank, side in enumerate(sides)]
+    assert made[0] is not made[1]
+
+
+def test_before_the_fork(sides: tuple[Side, Side]) -> None:
+    """The classes that a copy of the notebook has are known by their idents, also inner and nameless ones."""
+    kernel, _ = sides
+    names = kernel.cell("class C:\n    class Inner: pass\nvalue = type('Nameless', (), {})()")
+    for cls in (names["C"], names["C"].Inner, type(names["value"])):
+        assert id(cls) in kernel._own[0]
+
+
+# ---- methods and attributes ----
+
+_CONFIG = "class Config:\n    rate = 1\n    def show(self): return self.rate\n    def __hash__(self): return 1"
+
+
+def test_pushed_class_is_brought_up_to_date(sides: tuple[Side, Side]) -> None:
+    """A class that is pushed itself becomes as it is here; one that comes along with a value is left alone."""
+    here, there = sides
+    own = here.cell(_CONFIG)["Config"]
+    config = there.unpack(here.pack(own()))
+    own.rate, own.show, own.more = 2, lambda self: "new", property(lambda self: 3)
+    type(config).mine = 4
+    there.unpack(here.pack_variables(config=own(), both=[own]))
+    assert (config.rate, config.show()) == (1, 1)
+    there.unpack(here.pack_variables(Config=own, config=own()))
+    assert (config.rate, config.show(), config.more, config.mine) == (2, "new", 3, 4)
+
+
+def test_pushed_class_from_before_the_start(sorts: ModuleType) -> None:
+    """Of a class that both sides have, plain attributes go along, and what was bound anew; nothing else."""
+    own = sorts.Plain
+    own.rate, own.kept, own.replaced = 1, (i for i in range(3)), [1]
+    common = Common.of(vars(sorts))
+    copy = type("Plain", (), dict(vars(own)))
+    at_rank = Common({"Plain": copy})
+    for rate, replaced in ((2, [2]), (1, own.replaced)):
+        own.rate, own.replaced, own.method = rate, replaced, lambda self: "new"
+        assert unpack(pack_variables({"Plain": own}, common), at_rank) == {"Plain": copy}
+        assert (copy.rate, copy.replaced, copy().method(), copy.kept) == (rate, replaced, "new", own.kept)  # type: ignore[attr-defined]
+        copy.rate = 7  # type: ignore[attr-defined]
+    assert unpack(pack(own, common), at_rank) is copy
+    assert copy.rate == 7  # type: ignore[attr-defined]
+
+
+def test_a_pull_changes_no_class(sides: tuple[Side, Side]) -> None:
+    """What a rank has done to its copy of a class stays with the rank."""
+    kernel, rank = sides
+    own = kernel.cell(_CONFIG)["Config"]
+    copy = rank.unpack(kernel.pack(own))
+    copy.rate = 5
+    assert kernel.unpack(rank.pack([copy, copy()]))[0] is own
+    assert own.rate == 1
+
+
+# ---- safety, memory ----
+
+
+def test_still_tried_first(sides: tuple[Side, Side]) -> None:
+    """A class that comes by value is not familiar, known or not: it may hold anything."""
+    for value in (
+        sides[0].cell("class C: pass")["C"],
+        sides[0].cell("import enum\nclass C(enum.Enum):\n    A = 1")["C"],
+    ):
+        payload = pack(value)
+        with pytest.raises(Unfamiliar):
+            unpack(payload, None, FamiliarUnpickler)
+        assert unpack_safely(payload, Common(), pytest.fail) is value
+
+
+def test_half_made_is_completed(sides: tuple[Side, Side]) -> None:
+    """A class whose first arrival failed in the middle gets its methods with the next."""
+    here, there = sides
+    names = here.cell("class Bad:\n    def __setstate__(self, state): raise ValueError('not here')\n"
+                      "class C:\n    def f(self): return 1\n")  # fmt: skip
+    own = names["C"]
+    bad = names["Bad"]()
+    bad.x = 1
+    own.first = bad
+    with pytest.raises(Exception, match="not here"):
+        there.unpack(here.pack(own()))
+    del own.first
+    assert there.unpack(here.pack(own())).f() == 1
+
+
+def test_nothing_is_kept(sides: tuple[Side, Side]) -> None:
+    """A thousand redefinitions leave nothing behind on either side."""
+    here, there = sides
+    cell = "import enum\nclass C:\n    def f(self): return C\n    x = [1]\nC.me = C()\nclass E(enum.Enum):\n    A = 1"
+    gone = []
+    for number in range(1000):
+        names = here.cell(cell, str(number))
+        arrived = there.unpack(here.pack([names["C"](), names["E"].A]))
+        if number % 250 == 0:
+            gone += map(weakref.ref, (names["C"], names["E"], type(arrived[0]), type(arrived[1])))
+        names.clear()
+        if number % 100 == 0:
+            gc.collect()
+    del names, arrived
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 16
+    assert (here.size, there.size) == (0, 0)
