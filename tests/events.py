@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nbsync.kernel.state import Snapshot, WorldState
-from nbsync.protocol.messages import Bar, BarrierEvent, Done, Failure, Memory, Progress, Where
+from nbsync.protocol.messages import Done, Failure
+from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
 
 HOSTILE = (
     "<script>alert(1)</script>",

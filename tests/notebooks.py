@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import secrets
 import shutil
@@ -306,7 +305,8 @@ class Notebook:
     def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
         self.folder = folder
         # Short, since sockets lie in it; and with no digits, which could be taken for a process's number.
-        self.tmp = Path(tempfile.gettempdir(), "kernel-" + "".join(random.choices(string.ascii_lowercase, k=12)))
+        letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(12))
+        self.tmp = Path(tempfile.gettempdir(), f"kernel-{letters}")
         self.tmp.mkdir(mode=0o700)
         self.mark = f"{MARK}={secrets.token_hex(8)}"
         self.is_usable = True

@@ -17,7 +17,8 @@ from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
-from nbsync.protocol.messages import Done, Interrupt, Peek, Progress, Where
+from nbsync.protocol.messages import Done, Interrupt, Peek
+from nbsync.protocol.reports import Progress, Where
 
 
 class Dispatch:

@@ -24,7 +24,8 @@ from nbsync.kernel.supervision.pulse import Pulse
 from nbsync.kernel.transfers import Moving, Transfers
 from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.blackbox import Statement
-from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release, Where
+from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release
+from nbsync.protocol.reports import Where
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 

@@ -23,7 +23,8 @@ from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_th
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.glance import describe_stacks, describe_world
 from nbsync.kernel.supervision.mend import refill
-from nbsync.protocol.messages import Pull, RunCall, RunCell, Where
+from nbsync.protocol.messages import Pull, RunCall, RunCell
+from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import Call
 
 

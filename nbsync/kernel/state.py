@@ -10,7 +10,8 @@ from enum import Enum
 from nbsync.errors import describe_ranks
 from nbsync.kernel.view.bounds import bounded
 from nbsync.kernel.view.gathering import Barriers, Gathering, Passed, collectives
-from nbsync.protocol.messages import Bar, BarrierEvent, Done, Memory, Progress, Where
+from nbsync.protocol.messages import Done
+from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
 
 OPEN_BARS = 16  # of one rank that are kept
 CLOSED_BARS = 8

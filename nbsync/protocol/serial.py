@@ -81,6 +81,7 @@ _RLOCK = type(threading.RLock())
 _ARE_CLASSES = (type, *VARIABLES)
 _HAVE_NAMES = (types.FunctionType, *_ARE_CLASSES)
 _FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom, io.FileIO)
+_NO_GROUP = "process group has not been initialized"  # as torch says where a DDP model is unpickled
 _DEEPEST = 6  # steps from a value to the part that is named
 
 
@@ -158,8 +159,9 @@ def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[.
     except Unfamiliar:
         raise
     except Exception as error:  # a user's __setstate__ may raise anything
+        hint = " This process is in none: pull what is wrapped (`ddp_model.module`)" if _NO_GROUP in str(error) else ""
         raise TransferError(
-            f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}"
+            f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}{hint}"
         ) from error
     finally:
         del _in_use.common

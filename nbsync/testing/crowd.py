@@ -21,7 +21,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbsync.protocol.messages import Bar, BarrierEvent, Memory, Progress, Where
+from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
 
 if TYPE_CHECKING:
     from nbsync.kernel.state import WorldState

@@ -21,7 +21,8 @@ from types import FrameType
 from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
-from nbsync.protocol.messages import Interrupt, Peek, Release, Where
+from nbsync.protocol.messages import Interrupt, Peek, Release
+from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import ASYNCHRONOUS
 from nbsync.protocol.userlines import is_users
 from nbsync.worker.feed import Feed

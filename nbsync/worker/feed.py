@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from nbsync.protocol.channel import Channel
-from nbsync.protocol.messages import Bar, BarrierEvent, Progress
+from nbsync.protocol.reports import Bar, BarrierEvent, Progress
 
 MOST_BARS = 24  # in one message: more than anybody can look at
 MOST_EVENTS = 1000  # entered and left barriers in one message; of more than that the oldest are forgotten

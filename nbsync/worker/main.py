@@ -38,7 +38,7 @@ from nbsync.protocol.messages import (
 from nbsync.protocol.serial import Common, pack, set_common, unpack
 from nbsync.protocol.spec import STACK_SIGNAL, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
-from nbsync.worker import process
+from nbsync.worker import process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
@@ -66,6 +66,8 @@ from nbsync.worker.shortage import give_back
 from nbsync.worker.streams import Streams
 from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
 from nbsync.worker.tracebacks import load_tracebacks
+
+_OURS = tuple(str(module.__file__) for module in (sys.modules[__name__], process, shell))  # above the user's lines
 
 
 def before_forks() -> None:
@@ -225,7 +227,7 @@ class Worker:
             finally:
                 self.interrupts.run, self.interrupts.over = None, run
         except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
-            rendered = () if self._on_error(error, run) else self.shell.render(error, (__file__, process.__file__))
+            rendered = () if self._on_error(error, run) else self.shell.render(error, _OURS)
             outcome = CellOutcome(error=error, traceback=rendered)
             failure = self._describe(outcome, run)
         if not isinstance(request, Heal):
@@ -264,7 +266,7 @@ class Worker:
                 self.shell.namespace.update(arrived)
                 return CellOutcome(), None
             case Pull(_, names):
-                wanted = [eval(name, self.shell.namespace) for name in names]
+                wanted = [self.shell.look_up(name) for name in names]
                 with self.recorder.pickling(", ".join(names), wanted):
                     return CellOutcome(), pack(wanted, named=dict(zip(names, wanted, strict=True)))
             case Heal(_, life):

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from nbsync.protocol.messages import Memory
+from nbsync.protocol.reports import Memory
 
 
 class MemoryGauge:

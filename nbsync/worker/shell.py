@@ -102,6 +102,14 @@ class WorkerShell:
             return CellOutcome(result=self._hook.take())
         return CellOutcome(error=error, traceback=self._traceback)
 
+    def look_up(self, expression: str) -> Any:
+        """The value of a variable, or of any expression. Raises what the expression does."""
+        try:
+            return eval(expression, self.namespace)
+        except Exception as error:  # whatever it is; the line of the expression itself tells nothing
+            inner = error.__traceback__ and error.__traceback__.tb_next
+            raise error.with_traceback(inner and inner.tb_next) from None
+
     def learn(self, sources: Sequence[Source]) -> None:
         """Take the code of notebook cells that ran since the start, for tracebacks."""
         for source in sources:

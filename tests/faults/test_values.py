@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from worlds import GUARD, Ranks
+from worlds import GUARD, MODEL, Ranks
 
 from notebooks import Notebook, Outcome, poll
 
@@ -34,6 +34,19 @@ def _peak(pid: int) -> int:
     """The most memory that was resident since the mark was cleared, in bytes."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def test_row_29_what_cannot_be_pulled(pair: Ranks) -> None:
+    """A name that is not there is told without lines that are nobody's; a model that needs the group, with advice."""
+    pair.run(f"{MODEL}\ndef divide(): return 1 / 0").ok()
+    pull = "import nbsync; nbsync.session().pull({!r})"
+    error = pair.notebook.run(pull.format("missing")).failed("NameError")
+    assert error.traceback.endswith("NameError: name 'missing' is not defined")
+    assert "File" not in error.traceback
+    assert "line 4, in divide()" in pair.notebook.run(pull.format("divide()")).failed("ZeroDivisionError").traceback
+    assert "pull what is wrapped (`ddp_model.module`)" in pair.notebook.run(pull.format("model")).failed().evalue
+    pair.notebook.run(pull.format("model.module")).ok()
+    pair.assert_whole()
 
 
 def test_row_29_unpicklable_return(pair: Ranks) -> None:

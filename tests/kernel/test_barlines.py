@@ -12,7 +12,7 @@ from tqdm.utils import disp_len
 
 from nbsync.kernel.state import Snapshot, WorldState
 from nbsync.kernel.view.barlines import MOST_LINES, MOST_RANKS, lines_of
-from nbsync.protocol.messages import Bar, BarrierEvent, Progress
+from nbsync.protocol.reports import Bar, BarrierEvent, Progress
 from nbsync.testing.crowd import Crowd
 
 BAR = Bar(0, "train", 310, 500, 12.4, 25.0, 100.0, postfix="loss=0.31")

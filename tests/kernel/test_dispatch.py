@@ -14,7 +14,8 @@ from nbsync.kernel.hub import Exited
 from nbsync.kernel.supervision.headroom import Fill, Headroom
 from nbsync.kernel.supervision.insist import TOLD_AFTER, Insistence
 from nbsync.kernel.supervision.pulse import Pulse
-from nbsync.protocol.messages import Done, Peek, Where
+from nbsync.protocol.messages import Done, Peek
+from nbsync.protocol.reports import Where
 
 
 class Process:

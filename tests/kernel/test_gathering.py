@@ -7,7 +7,7 @@ import random
 import pytest
 
 from nbsync.kernel.view.gathering import LONG, SETTLED, Barriers, collectives
-from nbsync.protocol.messages import BarrierEvent
+from nbsync.protocol.reports import BarrierEvent
 
 
 def entered(at: float, name: str = "b") -> BarrierEvent:

@@ -10,7 +10,7 @@ import pytest
 from nbsync.kernel.output.sink import Controls
 from nbsync.kernel.state import Snapshot, WorldState
 from nbsync.kernel.view.live import EVERY, FIRST, FIRST_BEFORE_TEXT, SHARE, LiveView
-from nbsync.protocol.messages import Bar, Progress
+from nbsync.protocol.reports import Bar, Progress
 
 CONTROLS = Controls(lambda: None, lambda: "")
 BAR = Bar(0, "b", 1, 10, 0.1, 10.0, 0.0)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from nbsync.kernel.state import CLOSED_BARS, OPEN_BARS, Ending, Phase, WorldState
-from nbsync.protocol.messages import Bar, BarrierEvent, Done, Failure, Memory, Progress, Where
+from nbsync.protocol.messages import Done, Failure
+from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
 from nbsync.testing.crowd import Crowd
 
 BAR = Bar(0, "b", 1, 10, 0.1, 10.0, 0.0)

@@ -17,7 +17,8 @@ from nbsync.kernel.state import Snapshot, WorldState
 from nbsync.notebook.view.render import MOST_BARS, MOST_FOLDED, MOST_NOTABLE, render, room_called_out
 from nbsync.notebook.view.safe import LONGEST, safe
 from nbsync.notebook.view.standing import SIGNS, WORDS
-from nbsync.protocol.messages import Bar, BarrierEvent, Done, Failure, Memory, Progress, Where
+from nbsync.protocol.messages import Done, Failure
+from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
 from nbsync.testing.crowd import Crowd
 
 TAGS = {"style", "div", "b", "span", "table", "tr", "th", "td", "i"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nbsync.protocol.messages import Bar, BarrierEvent, Progress
+from nbsync.protocol.reports import Bar, BarrierEvent, Progress
 from nbsync.worker.feed import MOST_BARS, MOST_EVENTS, Feed
 
 BAR = Bar(0, "b", 1, 10, 0.1, 10.0, 0.0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nbsync.errors import describe_ranks
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
-from nbsync.protocol.messages import Where
+from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import STACK_SIGNAL
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from nbsync.kernel.supervision.stuck import diagnose
-from nbsync.protocol.messages import Peek, Where
+from nbsync.protocol.messages import Peek
+from nbsync.protocol.reports import Where
 
 LOOK_EVERY = 0.4  # seconds
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nbsync.protocol.messages import Done, Memory
+from nbsync.protocol.messages import Done
+from nbsync.protocol.reports import Memory
 
 
 def memory_table(done: Mapping[int, Done]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbsync.errors import ranks_do
-from nbsync.protocol.messages import Where
+from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
 
 # These end by themselves: a barrier with a timeout (else it shows as "barrier"), and what waits for a store, where

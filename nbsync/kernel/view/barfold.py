@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nbsync.kernel.state import Phase, RankState, Snapshot
-from nbsync.protocol.messages import Bar
+from nbsync.protocol.reports import Bar
 
 
 @dataclass(frozen=True)

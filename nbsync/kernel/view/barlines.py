@@ -11,7 +11,7 @@ from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.state import RankState, Snapshot
 from nbsync.kernel.view.barfold import FoldedBar, elapsed, fold_bars
 from nbsync.kernel.view.gathering import Gathering, Passed
-from nbsync.protocol.messages import Bar
+from nbsync.protocol.reports import Bar
 
 MOST_RANKS = 16  # with more of them, only what they have in common is shown
 MOST_LINES = 40

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from nbsync.protocol.messages import Bar
+from nbsync.protocol.reports import Bar
 
 MOST = 1e15  # of steps, seconds, and steps a second: what is above is drawn as this
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nbsync.protocol.messages import BarrierEvent
+from nbsync.protocol.reports import BarrierEvent
 
 LONG = 1.0  # seconds after which a collective is worth telling of
 SETTLED = 1.0  # seconds after which nobody is expected any more in a barrier that others have passed

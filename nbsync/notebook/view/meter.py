@@ -11,7 +11,7 @@ from nbsync.kernel.state import RankState, Snapshot
 from nbsync.kernel.view.barfold import FoldedBar, elapsed
 from nbsync.kernel.view.barlines import percent
 from nbsync.notebook.view.safe import safe
-from nbsync.protocol.messages import Bar
+from nbsync.protocol.reports import Bar
 
 _TOO_LONG = 1e9  # seconds
 

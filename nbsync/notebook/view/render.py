@@ -16,7 +16,7 @@ from nbsync.notebook.view.meter import folded_bar, interval, rank_bar
 from nbsync.notebook.view.safe import LONGEST, safe
 from nbsync.notebook.view.standing import SIGNS, WORDS, activity, counts, is_notable, overall, standing
 from nbsync.notebook.view.style import STYLE
-from nbsync.protocol.messages import Bar, Memory
+from nbsync.protocol.reports import Bar, Memory
 
 MOST_BARS = 4  # of one rank
 MOST_FOLDED = 6

@@ -19,7 +19,7 @@ from typing import Any
 
 import tqdm.notebook  # in the kernel already, where the fork copies it from
 
-from nbsync.protocol.messages import Bar
+from nbsync.protocol.reports import Bar
 from nbsync.worker.feed import Feed
 
 _FILE = 4  # the place of `file` among the arguments of tqdm, after iterable, desc, total and leave
