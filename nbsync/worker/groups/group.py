@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
-from nbsync.worker.groups import nccl
+from nbsync.worker.groups import nccl, pipelines
 from nbsync.worker.groups.backends import let_go, make_fresh, replace, use_store
 from nbsync.worker.groups.events import end_connections
 from nbsync.worker.groups.meeting import MeetingPoint
@@ -57,7 +57,7 @@ class GroupKeeper:
     """
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
-        self.was_cut = self.left_unfinished = False
+        self.was_cut = self.left_unfinished = self._left_schedules = False
         self.uncaught, self.sharded = Uncaught(), ShardKeeper()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
         self._models, self._steps = ModelKeeper(), StepKeeper()
@@ -152,7 +152,7 @@ class GroupKeeper:
     @property
     def are_broken(self) -> bool:
         """Whether the groups need healing before they are used again."""
-        left = self.left_unfinished or self.sharded.are_uneven or self._steps.are_torn
+        left = self.left_unfinished or self.sharded.are_uneven or self._steps.are_torn or self._left_schedules
         with self._lock:  # a cut that has begun counts
             return self.was_cut or self.uncaught.count > 0 or left
 
@@ -161,6 +161,7 @@ class GroupKeeper:
         well = well and not self.are_broken
         self.sharded.end_run(well)
         self._steps.end_run(well)
+        self._left_schedules = self._left_schedules or (not well and pipelines.are_in_use())
         self.left_unfinished = self.left_unfinished or (not well and self._models.has_unfinished())
 
     def use_nccl(self) -> bool:
@@ -222,7 +223,8 @@ class GroupKeeper:
             self.sharded.agree(store, range(dist.get_world_size()))
         self._steps.agree(store, range(dist.get_world_size()), self._rank)
         self._settle(life, store)
-        self.was_cut, self.uncaught.count, self.left_unfinished = False, 0, False
+        pipelines.begin_anew()
+        self.was_cut, self.uncaught.count, self.left_unfinished, self._left_schedules = False, 0, False, False
         self._hush(False)
         mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
