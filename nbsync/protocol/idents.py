@@ -69,7 +69,7 @@ def identify(namespace: Mapping[str, Any]) -> None:
     They are those in `namespace`, those of its values, and the classes inside of them.
     """
     for value in list(namespace.values()):  # a copy: the user's threads go on
-        cls = value if isinstance(value, type) else type(value)
+        cls = value if issubclass(type(value), type) else type(value)  # `__class__` may be the user's code
         if cls.__module__ == "__main__":
             for each in _defined(cls):
                 ident_of(each)
@@ -85,7 +85,7 @@ def identify_alike(namespace: Mapping[str, Any], run: str) -> None:
         run: names the cell, and is the same on all ranks that run it.
     """
     for name, value in list(namespace.items()):
-        if not isinstance(value, type) or id(value) in _entries:
+        if not issubclass(type(value), type) or id(value) in _entries:
             continue
         if (value.__module__, value.__qualname__) == ("__main__", name):
             for cls in _defined(value):

@@ -49,7 +49,7 @@ class Common:
         objects = {
             name: value
             for name, value in dict(namespace).items()  # a copy: the user's threads go on
-            if isinstance(value, type | types.FunctionType)
+            if issubclass(type(value), type | types.FunctionType)  # `__class__` may be the user's code
             and value.__module__ == "__main__"
             and value.__qualname__ == name
         }

@@ -38,6 +38,17 @@ def test_what_cannot_go_is_told(started: Started) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_variable_that_lies_about_its_class(fresh_notebook: Notebook, method: str) -> None:
+    """As web frameworks have: to ask such a proxy for its class outside of a request is an error."""
+    fresh_notebook.run(
+        "class Proxy:\n    @property\n    def __class__(self): raise RuntimeError('outside of a request')\n"
+        f"proxy = Proxy()\n%load_ext nbsync\n%nbsync start -n 2 --start-method {method}",
+        GUARD,
+    ).ok()
+    assert fresh_notebook.run("%%distributed\nclass Own: pass\nrank", GUARD).ok().texts == ["[0] 0", "[1] 1"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_first_error_has_nothing_to_load(fresh_notebook: Notebook, method: str) -> None:
     """What IPython renders tracebacks with is there at the start, not loaded by each rank once it has failed."""
     fresh_notebook.run(f"import torch\n%nbsync start -n 2 --start-method {method}", GUARD).ok()
