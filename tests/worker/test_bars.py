@@ -15,7 +15,7 @@ import pytest
 
 _HEAD = """
 import json, sys, time
-from nbsync.protocol.messages import Bar
+from nbsync.protocol.reports import Bar
 from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.feed import Feed
 class Ours:
