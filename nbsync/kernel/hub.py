@@ -20,7 +20,7 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 
 _log = logging.getLogger(__name__)
 
-LARGE = 32 << 20  # bytes of a message whose way takes a noticeable time
+NOTICEABLE = 32 << 20  # bytes of a message whose way takes a noticeable time
 MOST_UNREAD = 8 << 20  # bytes of one rank's output
 _READ = 1 << 16
 _READS_AT_ONCE = 16  # then the other workers have their turn
@@ -95,7 +95,7 @@ class Hub:
         if line is None:
             return None
         for (done, total), to_rank in ((line.channel.arriving, False), (line.channel.leaving, True)):
-            if done < total and total >= LARGE:
+            if done < total and total >= NOTICEABLE:
                 return Moving(done, total, to_rank)
         return None
 
@@ -210,9 +210,8 @@ class Hub:
         self._read(line, "stdout", line.process.stdout, most=1 << 20)
         self._read(line, "stderr", line.process.stderr, most=1 << 20)
         try:
-            while messages := line.channel.receive():
-                for message in messages:
-                    self._deliver(line, message)
+            for message in line.channel.receive_rest():
+                self._deliver(line, message)
         except ChannelClosed:
             pass
         except Exception:  # what it sent last cannot be handled; its end must be told all the same

@@ -44,7 +44,7 @@ class Channel:
         self._large: deque[Frame] = deque()
         self._piece: list[memoryview] = []  # what is being sent
         self._run_given_up = 0
-        self._arriving = Assembler()
+        self._arriving, self._is_empty = Assembler(), False
         self._reader = self._pieces()
         self._wanted = self._advance([])
 
@@ -134,17 +134,29 @@ class Channel:
             try:
                 got = self.socket.recv_into(self._wanted)
             except BlockingIOError:
+                self._is_empty = True
                 break
             except OSError as error:
+                if messages:
+                    break  # the next call finds the end again
                 raise ChannelClosed(str(error)) from error
             if not got:
                 if messages:
-                    break  # the next call finds the end again
+                    break
                 raise ChannelClosed("end of file")
             self._wanted = self._wanted[got:]
             if not self._wanted:
                 self._wanted = self._advance(messages)
         return messages
+
+    def receive_rest(self) -> Iterator[Any]:
+        """What the other end, which is gone, has left. It may end with `ChannelClosed`.
+
+        A process that holds the other end too keeps the socket open; then it ends where nothing more is there.
+        """
+        self._is_empty = False
+        while not self._is_empty:
+            yield from self.receive()
 
     def drop(self) -> None:
         """The other end is gone: forget what has come of a large message."""

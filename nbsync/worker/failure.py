@@ -11,7 +11,7 @@ from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, desc
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
-from nbsync.worker.groups.operations import PEER_GONE
+from nbsync.worker.groups.operations import PEER_GONE, ends_connection
 from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
@@ -45,7 +45,7 @@ def describe(
         where=what.where,
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
         is_consequence=follows,
-        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and says_peer_gone(error)),
+        interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=_pack_exception(error),
         memory_limit=memory_limit() if is_out_of_memory(error) else None,
     )
@@ -87,7 +87,7 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
     """
     if isinstance(error, MainProcessFailed | StoreWaitEnded):
         return True
-    if not says_peer_gone(error):
+    if not _says_peer_gone(error):
         return False
     is_users = isinstance(error, ConnectionError)  # torch raises no such one: it may come from any other connection
     return (released and not is_users) or collective_in(walk_traceback(error.__traceback__)) is not None
@@ -99,8 +99,12 @@ def _traces(error: BaseException) -> list[TracebackType | None]:
     return [each.__traceback__ for each in (error, before) if each is not None]
 
 
-def says_peer_gone(error: BaseException) -> bool:
-    """Whether `error` is one of a connection that has ended."""
+def has_ended_connection(error: BaseException) -> bool:
+    """Whether a process group has lost a connection for good; a `ConnectionError` is one of the user's own."""
+    return isinstance(error, RuntimeError) and ends_connection(_text(error))
+
+
+def _says_peer_gone(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | ConnectionError) and PEER_GONE.search(_text(error)) is not None
 
 

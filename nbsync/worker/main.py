@@ -43,7 +43,7 @@ from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
-from nbsync.worker.failure import describe, follows_from_others, identify, is_rendered_elsewhere, says_peer_gone
+from nbsync.worker.failure import describe, follows_from_others, has_ended_connection, identify, is_rendered_elsewhere
 from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.meeting import MeetingPoint
@@ -294,7 +294,7 @@ class Worker:
         self._caught = time.monotonic()
         explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
-        self.watch.has_failed |= says_peer_gone(error)
+        self.watch.has_failed |= has_ended_connection(error)
         self._follows = follows = follows_from_others(error, released=self.attendant.was_released(run))
         if isinstance(error, NbsyncError) and not follows:  # its message says all; under the user's line it is ours
             keep_users_lines(error)

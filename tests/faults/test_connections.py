@@ -52,15 +52,14 @@ def test_row_02_a_timeout_that_was_not_caught(pair: Ranks) -> None:
 
 
 def test_row_02_a_timeout_caught_in_a_backward_pass(pair: Ranks) -> None:
-    """Only C++ sees it. So one more cell fails, which tells where, and the next one is well."""
+    """Only C++ sees it. So one more cell fails on a rank at least, which tells where, and the next one is well."""
     pair.run(
         "model = DDP(torch.nn.Linear(2, 2), process_group=g)\n"
         "def loss(): return model(torch.ones(2)).sum()\nloss().backward()\nnow = loss()"
     ).ok()
     pair.run(f"{_LATE}\ntry:\n    now.backward()\nexcept RuntimeError:\n    pass").ok()
     outcome = pair.run("wait_at_most(60); dist.all_reduce(torch.ones(1), group=g)")
-    if outcome.status == "error":
-        assert f"at Cell In[{outcome.number}], line 2" in outcome.failed().traceback
+    assert f"at Cell In[{outcome.number}], line 2" in outcome.failed("RuntimeError").traceback
     pair.run("loss().backward()\ndist.all_reduce(torch.ones(1), group=g)").ok()
     pair.assert_whole()
 
@@ -78,4 +77,12 @@ def test_row_02_released_while_a_value_is_shown(pair: Ranks) -> None:
     outcome = pair.run("class Differs:\n    def __repr__(self): dist.all_reduce(torch.ones(1 + rank))\nDiffers()")
     outcome.failed("CollectiveMismatch")
     assert outcome.stderr == ""
+    pair.assert_whole()
+
+
+def test_row_01_a_connection_of_the_users_own(pair: Ranks) -> None:
+    """It says nothing of the groups: what is under way in them goes on."""
+    pair.run("early = dist.all_reduce(torch.ones(1), async_op=True)").ok()
+    pair.fail("raise ConnectionResetError('Connection reset by peer')", "ConnectionResetError")
+    pair.run("early.wait()").ok()
     pair.assert_whole()

@@ -19,10 +19,18 @@ mesh = init_device_mesh("cpu", (world_size,))"""
 OPERATORS = [
     ("all_reduce", "ops.all_reduce(t, 'sum', name)", "2.0, 2.0"),
     ("all_reduce", "ops.all_reduce_(t, 'sum', name)", "2.0, 2.0"),
-    ("allreduce_coalesced", "ops.all_reduce_coalesced([t], 'sum', name)[0]", "2.0, 2.0"),
+    ("all_reduce_coalesced", "ops.all_reduce_coalesced([t], 'sum', name)[0]", "2.0, 2.0"),
     ("all_gather_into_tensor", "ops.all_gather_into_tensor(t, 2, name)", "1.0, 1.0, 1.0, 1.0"),
     ("all_gather_into_tensor", "ops.all_gather_into_tensor_out(t, 2, name, out=t.repeat(2))", "1.0, 1.0, 1.0, 1.0"),
+    ("all_reduce_coalesced", "ops.all_reduce_coalesced_([t], 'sum', name)[0]", "2.0, 2.0"),
+    (
+        "all_gather_into_tensor_coalesced",
+        "ops.all_gather_into_tensor_coalesced([t], 2, name)[0]",
+        "1.0, 1.0, 1.0, 1.0",
+    ),
     ("reduce_scatter_tensor", "ops.reduce_scatter_tensor(t, 'sum', 2, name)", "2.0"),
+    ("reduce_scatter_tensor", "ops.reduce_scatter_tensor_out(t, 'sum', 2, name, out=t[: len(t) // 2].clone())", "2.0"),
+    ("reduce_scatter_tensor_coalesced", "ops.reduce_scatter_tensor_coalesced([t], 'sum', 2, name)[0]", "2.0"),
     ("broadcast", "ops.broadcast(t, 0, name)", "1.0, 1.0"),
     ("broadcast", "ops.broadcast_(t, 0, name)", "1.0, 1.0"),
 ]

@@ -66,3 +66,14 @@ def test_row_16_in_a_pipeline(pipeline: Ranks) -> None:
         pipeline.notebook.wait(GUARD).failed("KeyboardInterrupt")
         assert pipeline.run("step() == expected", GUARD).ok().texts == ["[0-1] True"]
     pipeline.assert_whole()
+
+
+def test_row_01_objects_that_answer_for_their_class(pair: Ranks) -> None:
+    """Schedules are found among all objects, whose classes may be compared, or hashed, by code of the user's."""
+    pair.run(
+        "import torch.distributed.pipelining.schedules\n"
+        "class Meta(type):\n    def __eq__(self, other): raise RuntimeError('not comparable')\n"
+        "class Odd(metaclass=Meta): pass\nodd = Odd()"
+    ).ok()
+    pair.fail("raise ValueError('row 1')", "ValueError")
+    pair.assert_whole()

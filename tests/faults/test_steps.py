@@ -28,8 +28,8 @@ def test_row_02_a_sharded_model_is_a_step_behind(world_of: Worlds, size: int) ->
     outcome = ranks.run(same)
     outcome.failed("ValueError")
     assert _APART not in outcome.stderr
-    for _ in range(2):
-        apart = ranks.run("step()\nif rank == 1: inject.raise_error('row 2')\noptimizer.step()")
+    for call in ("step()", "step(None)"):
+        apart = ranks.run(f"step()\nif rank == 1: inject.raise_error('row 2')\noptimizer.{call}")
         apart.failed("ValueError")
         ahead = "rank 0 is" if size == 2 else "ranks 0,2-3 are"
         assert f"{_APART} optimizer steps: {ahead} 1 ahead. Its shards do not belong" in apart.stderr, apart.stderr
@@ -39,14 +39,15 @@ def test_row_02_a_sharded_model_is_a_step_behind(world_of: Worlds, size: int) ->
     ranks.assert_whole()
 
 
-def test_row_16_in_the_middle_of_a_sharded_step(pair: Ranks) -> None:
+@pytest.mark.parametrize("closure", ["", "None", "closure=None"])
+def test_row_16_in_the_middle_of_a_sharded_step(pair: Ranks, closure: str) -> None:
     """All ranks are in it: each may have changed other shards."""
     pair.run(
         f"{_MODEL}\nclass Slow(torch.optim.AdamW):\n"
         "    def step(self, closure=None):\n        super().step()\n        time.sleep(60)\n"
         "optimizer = Slow(model.parameters())"
     ).ok()
-    outcome = pair.interrupted("step()")
+    outcome = pair.interrupted(f"optimizer.step({closure})")
     outcome.failed("KeyboardInterrupt")
     assert "(Slow of 4 parameters)" in outcome.stderr
     assert "optimizer steps: ranks 0-1 were in the middle of one." in outcome.stderr, outcome.stderr
@@ -58,6 +59,7 @@ def test_row_02_steps_that_are_not_torn(pair: Ranks) -> None:
     pair.run(_MODEL).ok()
     cells = (
         "optimizer.step(lambda: inject.raise_error('row 2'))",
+        "optimizer.step(closure=lambda: inject.raise_error('row 2'))",
         "own = nn.Linear(2, 2)\nalone = torch.optim.SGD(own.parameters())\n"
         "own(torch.ones(2)).sum().backward()\nif rank: alone.step()\ninject.raise_error('row 2')",
         "optimizer = torch.optim.AdamW(model.parameters())\nstep()\n"

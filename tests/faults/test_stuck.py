@@ -300,7 +300,7 @@ def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
             r"rank 0 waits in all_reduce #\d+",
         ),
         (
-            "o = torch.ops._c10d_functional; o.wait_tensor(o.all_reduce(torch.ones(1), 'sum', '0')) if rank == 0 else 0",
+            "o = torch.ops._c10d_functional; o.wait_tensor(o.all_reduce(torch.ones(1), 'sum', '0')) if not rank else 0",
             r"rank 0 waits in all_reduce #\d+",
         ),
         ("dist.irecv(torch.ones(1), src=1).wait() if rank == 0 else None", "rank 0 waits in irecv for rank 1"),

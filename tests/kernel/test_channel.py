@@ -211,6 +211,31 @@ def test_the_other_end_is_gone(ends: tuple[Channel, Channel]) -> None:
     assert receiver.arriving == (0, 0)
 
 
+def test_what_the_other_end_has_left(ends: tuple[Channel, Channel]) -> None:
+    """All of it is there after its end, though it has not read all, and in more parts than one call reads."""
+    here, gone = ends
+    here.send(Alive())
+    here.transmit()
+    parts = tuple(pickle.PickleBuffer(bytes(8)) for _ in range(200))
+    for message in (Interrupt(1), Done(2, 2, value=Payload(b"x", parts)), Interrupt(3)):
+        gone.send(message)
+    while gone.has_output:
+        gone.transmit()
+    gone.socket.close()
+    got: list[Any] = []
+    with pytest.raises(ChannelClosed):
+        got.extend(here.receive_rest())
+    assert [message.run for message in got] == [1, 2, 3]
+
+
+def test_what_is_left_while_somebody_holds_the_end(ends: tuple[Channel, Channel]) -> None:
+    """A child of the rank may keep it open: there is an end to what is read all the same."""
+    here, gone = ends
+    gone.send(Interrupt(1))
+    gone.transmit()
+    assert [message.run for message in here.receive_rest()] == [1]
+
+
 def test_long_bytes_are_not_copied() -> None:
     """Neither those beside the pickle, nor the pickle itself."""
     frame = Frame(_value(1))

@@ -82,7 +82,7 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common
 def _place(failure: Failure) -> tuple[str, ...]:
     """What is known of an error that was taken for one that only follows from others: those are not rendered."""
     doing = f" in {failure.waiting_in}" if failure.waiting_in else ""
-    return (f"{failure.type_name}{doing} at {failure.where}: {failure.message}",) if failure.where else ()
+    return (f"{failure.type_name}{doing} {failure.place}: {failure.message}",) if failure.where else ()
 
 
 def _died(run: Run, rank: int, failures: Mapping[int, Failure]) -> WorkerDied:

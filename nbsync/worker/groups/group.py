@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
@@ -158,6 +160,13 @@ class GroupKeeper:
 
     def end_run(self, *, well: bool) -> None:
         """After each run but a heal: see to the models of which it has cut a pass short."""
+        try:
+            self._end_run(well)
+        except Exception:  # by the insides of torch or of a user's object: the rank and its state are worth more
+            print("nbsync: not all models could be looked after when the run ended", file=sys.stderr)
+            traceback.print_exc()
+
+    def _end_run(self, well: bool) -> None:
         well = well and not self.are_broken
         self.sharded.end_run(well)
         self._steps.end_run(well)

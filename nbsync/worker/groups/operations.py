@@ -44,9 +44,12 @@ COLLECTIVES: dict[str, int | None] = {
 _REDUCTIONS = dist.ReduceOp.RedOpType.__members__
 _PYTHON_NAMES = {
     "allreduce": "all_reduce",
+    "allreduce_coalesced": "all_reduce_coalesced",
     "allgather": "all_gather",
     "all_gather_single": "all_gather_into_tensor",
+    "all_gather_single_coalesced": "all_gather_into_tensor_coalesced",
     "reduce_scatter_single": "reduce_scatter_tensor",
+    "reduce_scatter_single_coalesced": "reduce_scatter_tensor_coalesced",
     "alltoall": "all_to_all",
 }
 
@@ -101,9 +104,9 @@ class Intent(NamedTuple):
         return " ".join([self.name, *sized, *self.details])
 
 
-def ends_connection(error: RuntimeError) -> bool:
+def ends_connection(text: str) -> bool:
     """Whether gloo has closed a connection for good, by what an operation has raised: after a timeout too."""
-    return any(pattern.search(str(error)) for pattern in (PEER_GONE, _TIMED_OUT))
+    return any(pattern.search(text) for pattern in (PEER_GONE, _TIMED_OUT))
 
 
 def python_name(method: str) -> str:

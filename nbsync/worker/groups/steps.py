@@ -73,7 +73,8 @@ class StepKeeper:
     def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         steps = self._known.get(optimizer)
         if steps is not None:  # a closure runs the model first: what it raises finds the parameters as they were
-            steps.within.append(len(args) < 2 and not kwargs.get("closure"))
+            closure = (*args[1:], kwargs.get("closure"))[0]
+            steps.within.append(closure is None)
 
     def _end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         steps = self._known.get(optimizer)

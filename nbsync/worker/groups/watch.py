@@ -209,7 +209,7 @@ class CollectiveWatch:
         except RuntimeError as error:
             if MISMATCH in str(error):  # gloo noticed it, since a message was too long
                 raise CollectiveMismatch(str(error)) from None
-            self.has_failed = self.has_failed or ends_connection(error)
+            self.has_failed = self.has_failed or ends_connection(str(error))
             raise
         finally:
             self._here.is_inside = False
