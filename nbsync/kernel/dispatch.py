@@ -179,6 +179,10 @@ class Dispatch:
                 message=f"{verb} not running: {self.state.note(dead[0])}. "
                 f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back",
             )
+        self.check_idle(ranks)
+
+    def check_idle(self, ranks: Sequence[int]) -> None:
+        """Raise `RankBusy` if one of them is not."""
         busy = [rank for rank in ranks if rank in self._active]
         if busy:
             raise RankBusy(ranks_do(busy, f"is busy: {self.state.note(busy[0])}. `%nbsync interrupt` interrupts it"))

@@ -179,11 +179,14 @@ class Session:
             RunTimeout: the time limit was reached.
             KeyboardInterrupt: it was interrupted. In all cases the living ranks keep their state.
         """
-        sink = sink or make_sink()
-        fleet = self._fleet
+        sink, fleet = sink or make_sink(), self._fleet
         run = ask(fleet, lambda n: RunCell(n, code, execution_count), ranks, sink, note="runs a cell", timeout=timeout)
         show_results(run, sink, self._plan)
         raise_for(fleet, run)
+
+    def check_idle(self, ranks: Ranks = "all") -> None:
+        """Raise `RankBusy` if one of `ranks` still runs something, `UsageError` if there are no such ranks."""
+        self._fleet.traffic.check_idle(choose(self._fleet, ranks))
 
     def call(
         self,

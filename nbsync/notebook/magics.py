@@ -228,6 +228,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         if not options.background:
             session.run_cell(code, ranks, **how)
             return
+        session.check_idle(ranks)  # what is wrong from the beginning ends this cell
         run_in_background(self.shell, lambda sink: session.run_cell(code, ranks, sink=sink, **how))
 
     @property

@@ -259,6 +259,17 @@ def test_implicit_start(notebook: Notebook) -> None:
     notebook.run("%nbsync stop").ok()
 
 
+def test_what_cannot_begin_in_the_background(live: Notebook) -> None:
+    """It is an error of the cell that wants it, not told by one that ended well."""
+    live.run("%%distributed --background\nimport os, time\nwhile not os.path.exists('go'): time.sleep(0.01)").ok()
+    assert "are busy" in live.run("%%distributed --background\npass").stderr
+    live.run("%%distributed --background --ranks 7\npass").failed()
+    live.run("open('go', 'w').close()").ok()
+    assert poll(lambda: live.run("%%distributed --background\npass").status == "ok", 10)
+    assert poll(lambda: live.run("%%distributed\nos.path.exists('go')").texts == ["[0-1] True"], 10)
+    live.run("import os; os.remove('go')").ok()
+
+
 def test_second_start_says_what_runs(live: Notebook) -> None:
     """Another start leaves the workers alone and says which run."""
     pids = _pids(live)
