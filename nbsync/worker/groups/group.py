@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
@@ -21,18 +19,16 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
-from nbsync.worker.groups import nccl, pipelines
+from nbsync.worker.groups import nccl
 from nbsync.worker.groups.backends import let_go, make_fresh, replace, use_store
 from nbsync.worker.groups.events import end_connections
 from nbsync.worker.groups.meeting import MeetingPoint
-from nbsync.worker.groups.models import ModelKeeper
 from nbsync.worker.groups.native import torch_library
 from nbsync.worker.groups.reserve import Reserve
-from nbsync.worker.groups.sharded import ShardKeeper
 from nbsync.worker.groups.sockets import Flow, Socket, connected_sockets, flow, open_sockets, shut_down
-from nbsync.worker.groups.steps import StepKeeper
 from nbsync.worker.groups.stranded import Stranded
 from nbsync.worker.groups.tasks import gloo_threads
+from nbsync.worker.groups.training import Training
 from nbsync.worker.groups.uncaught import Uncaught
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
@@ -54,15 +50,13 @@ class GroupKeeper:
     Attributes:
         was_cut: a collective was freed by force.
         uncaught: what gloo's event loops have thrown.
-        left_unfinished: a backward pass of a DDP model was cut short.
-        sharded: the FSDP2 models.
+        training: what the user trains with.
     """
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
-        self.was_cut = self.left_unfinished = self._left_schedules = False
-        self.uncaught, self.sharded = Uncaught(), ShardKeeper()
+        self.was_cut = False
+        self.uncaught, self.training = Uncaught(), Training()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
-        self._models, self._steps = ModelKeeper(), StepKeeper()
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
         self._users_level: int | None = None
         self._sockets: set[Socket] = set()
@@ -77,8 +71,7 @@ class GroupKeeper:
     def install(self) -> None:
         """Record the sockets of each gloo backend made from now on, also by user code."""
         self._meeting.install()
-        self._models.install()
-        self._steps.install()
+        self.training.install()
         self.uncaught.install()
         keeper = self
         original = c10d.ProcessGroupGloo
@@ -154,24 +147,12 @@ class GroupKeeper:
     @property
     def are_broken(self) -> bool:
         """Whether the groups need healing before they are used again."""
-        left = self.left_unfinished or self.sharded.are_uneven or self._steps.are_torn or self._left_schedules
         with self._lock:  # a cut that has begun counts
-            return self.was_cut or self.uncaught.count > 0 or left
+            return self.was_cut or self.uncaught.count > 0 or self.training.is_uneven
 
     def end_run(self, *, well: bool) -> None:
         """After each run but a heal: see to the models of which it has cut a pass short."""
-        try:
-            self._end_run(well)
-        except Exception:  # by the insides of torch or of a user's object: the rank and its state are worth more
-            print("nbsync: not all models could be looked after when the run ended", file=sys.stderr)
-            traceback.print_exc()
-
-    def _end_run(self, well: bool) -> None:
-        well = well and not self.are_broken
-        self.sharded.end_run(well)
-        self._steps.end_run(well)
-        self._left_schedules = self._left_schedules or (not well and pipelines.are_in_use())
-        self.left_unfinished = self.left_unfinished or (not well and self._models.has_unfinished())
+        self.training.end_run(well and not self.are_broken)
 
     def use_nccl(self) -> bool:
         """Whether some group has its data on GPUs."""
@@ -227,13 +208,11 @@ class GroupKeeper:
                     self._renew(pg, known[pg.group_name], store, life, earlier)
         finally:
             let_go(earlier, ended, threads)
-        self._models.agree(store, known)
         with self._shield():
-            self.sharded.agree(store, range(dist.get_world_size()))
-        self._steps.agree(store, range(dist.get_world_size()), self._rank)
+            self.training.agree(store, self._rank, range(dist.get_world_size()), known)
         self._settle(life, store)
-        pipelines.begin_anew()
-        self.was_cut, self.uncaught.count, self.left_unfinished, self._left_schedules = False, 0, False, False
+        self.was_cut, self.uncaught.count = False, 0
+        self.training.healed()
         self._hush(False)
         mine = {pg.group_name: tuple(c10d.get_process_group_ranks(pg)) for pg in c10d._world.pg_map}
         lost = {name: ranks for name, ranks in mine.items() if name not in known and name not in self._lost}
@@ -256,9 +235,7 @@ class GroupKeeper:
 
     def _tell(self, store: Store, groups: list[str]) -> None:
         """Tell the other ranks what this one knows, before they heal together."""
-        self._models.tell(store, self._rank)
-        self.sharded.tell(store, self._rank)
-        self._steps.tell(store, self._rank)
+        self.training.tell(store, self._rank)
         store.set(f"groups/{self._rank}", json.dumps(groups))
 
     def _settle(self, life: int, store: Store) -> None:
@@ -290,7 +267,7 @@ class GroupKeeper:
             for pg in c10d._world.pg_map
             if _CPU in pg._device_types
         )
-        return (*seen, *self._models.changes(), *self._steps.made())
+        return (*seen, *self.training.changes())
 
 
 def _log_level() -> ctypes.c_int | None:

@@ -12,7 +12,7 @@ import json
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -45,12 +45,15 @@ class Steps:
 class StepKeeper:
     """Counts the steps of this process's optimizers of sharded parameters.
 
+    Args:
+        flat: gives the ids of the parameters of FSDP1 models, which do not look like shards.
+
     Attributes:
         are_torn: a step was cut short here.
     """
 
-    def __init__(self) -> None:
-        self.are_torn = False
+    def __init__(self, flat: Callable[[], set[int]]) -> None:
+        self.are_torn, self._flat = False, flat
         self._known: WeakKeyDictionary[Optimizer, Steps] = WeakKeyDictionary()
         self._numbers: Counter[str] = Counter()  # of the optimizers that look the same
 
@@ -61,7 +64,7 @@ class StepKeeper:
         @functools.wraps(original)
         def __init__(optimizer: Any, *args: Any, **kwargs: Any) -> None:
             original(optimizer, *args, **kwargs)
-            look = _look(optimizer)
+            look = keeper._look(optimizer)
             if look is not None:
                 keeper._numbers[look] += 1
                 keeper._known[optimizer] = Steps(f"{look} #{keeper._numbers[look]}")
@@ -81,6 +84,16 @@ class StepKeeper:
         if steps is not None:
             steps.made += 1
             del steps.within[-1:]
+
+    def _look(self, optimizer: Any) -> str | None:
+        """What is the same on all ranks; None of an optimizer whose parameters are not sharded."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        tensor = sys.modules.get(_DTENSOR)
+        sharded = [each for each in parameters if tensor is not None and isinstance(each, tensor.DTensor)]
+        if not sharded and self._flat().isdisjoint(map(id, parameters)):
+            return None
+        places = [(tuple(each.shape), each.device_mesh.mesh.flatten().tolist()) for each in sharded]
+        return f"{type(optimizer).__name__} of {len(parameters)} parameters {zlib.crc32(repr(places).encode()):x}"
 
     def end_run(self, well: bool) -> None:
         """After each run but a heal."""
@@ -110,19 +123,6 @@ class StepKeeper:
                 if mine == min(found):
                     _tell_of_difference(steps.name, found)
         self.are_torn = False
-
-
-def _look(optimizer: Any) -> str | None:
-    """What is the same on all ranks; None of an optimizer whose parameters are not sharded."""
-    tensor = sys.modules.get(_DTENSOR)
-    if tensor is None:
-        return None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    sharded = [parameter for parameter in parameters if isinstance(parameter, tensor.DTensor)]
-    if not sharded:
-        return None
-    places = [(tuple(each.shape), each.device_mesh.mesh.flatten().tolist()) for each in sharded]
-    return f"{type(optimizer).__name__} of {len(parameters)} parameters {zlib.crc32(repr(places).encode()):x}"
 
 
 def _tell_of_difference(name: str, found: Mapping[int, tuple[int, bool]]) -> None:

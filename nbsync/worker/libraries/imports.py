@@ -1,0 +1,43 @@
+"""Something to do as soon as a module is imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+
+def after_import(name: str, do: Callable[[ModuleType], None]) -> None:
+    """Call `do` with the module, now if it is imported already, else right after its import."""
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        do(loaded)
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, do))
+
+
+class _AfterImport(MetaPathFinder):
+    """Waits for the import of the module, and steps aside when it comes."""
+
+    def __init__(self, name: str, do: Callable[[ModuleType], None]) -> None:
+        self._name, self._do = name, do
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                self._do(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
