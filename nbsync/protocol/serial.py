@@ -221,6 +221,8 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
                 return reduced
+        if type(obj) is types.CellType and self._is_there(obj):
+            return types.CellType, (obj.cell_contents,)  # dill may fill it late: the class's methods are needed before
         if isinstance(obj, _FILES) and _would_be_emptied(obj):
             raise TypeError("a file that is open for writing cannot be opened twice: that would empty it")
         if isinstance(obj, _RLOCK):
@@ -238,6 +240,13 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
                 return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
         return NotImplemented
+
+    def _is_there(self, cell: types.CellType) -> bool:
+        """Whether its contents come before it in the pickle."""
+        try:
+            return id(cell.cell_contents) in self.memo
+        except ValueError:  # it is empty
+            return False
 
 
 def _would_be_emptied(file: Any) -> bool:

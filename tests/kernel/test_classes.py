@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from nbsync.errors import TransferError
 from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol import idents
 from nbsync.protocol.familiar import FamiliarUnpickler
@@ -268,6 +269,198 @@ def test_before_the_fork(sides: tuple[Side, Side]) -> None:
     names = kernel.cell("class C:\n    class Inner: pass\nvalue = type('Nameless', (), {})()")
     for cls in (names["C"], names["C"].Inner, type(names["value"])):
         assert id(cls) in kernel._own[0]
+
+
+# ---- a class that holds instances of its own ----
+
+_OWN_INSTANCES = {
+    "frozen with slots": """
+import dataclasses
+@dataclasses.dataclass(frozen=True, slots=True)
+class C:
+    r: int
+    g: int = 0
+C.RED = C(255)
+make = lambda: C(1, 2)
+check = lambda new: (new.RED.r, new.RED.g) == (255, 0)
+""",
+    "own __setitem__": """
+class C(dict):
+    def __setitem__(self, key, value):
+        super().__setitem__(key.upper(), value)
+C.DEFAULT = C(); C.DEFAULT["a"] = 1
+make = lambda: C(B=2)
+check = lambda new: new.DEFAULT == {"A": 1}
+""",
+    "own append": """
+class C(list):
+    def append(self, value): super().append(value)
+    def extend(self, values): super().extend(values)
+C.FIRST = C([1, 2])
+make = lambda: C([3])
+check = lambda new: new.FIRST == [1, 2]
+""",
+    "own __setstate__": """
+class C:
+    def __init__(self, x): self.x = x
+    def __getstate__(self): return {"x": self.x}
+    def __setstate__(self, state): self.__dict__.update(state); self.is_back = True
+C.ZERO = C(0)
+make = lambda: C(1)
+check = lambda new: (new.ZERO.x, new.ZERO.is_back) == (0, True)
+""",
+    "own __setattr__": """
+class C:
+    __slots__ = ("_x",)
+    def __setattr__(self, name, value): object.__setattr__(self, "_" + name.lstrip("_"), value)
+C.ZERO = C(); C.ZERO.x = 3
+make = C
+check = lambda new: new.ZERO._x == 3
+""",
+    "own __new__": """
+class C(float):
+    def __new__(cls, value, unit="K"):
+        self = super().__new__(cls, value)
+        self.unit = unit
+        return self
+    def __getnewargs__(self): return float(self), self.unit
+C.ZERO = C(273.0, "C")
+make = lambda: C(1.0)
+check = lambda new: (new.ZERO, new.ZERO.unit) == (273.0, "C")
+""",
+    "own __reduce__": """
+class C:
+    def __init__(self, x): self.x = x
+    @classmethod
+    def of(cls, x): return cls(x)
+    def __reduce__(self): return C.of, (self.x,)
+C.ROOT = C(7)
+make = lambda: C(1)
+check = lambda new: new.ROOT.x == 7
+""",
+    "sets of them": """
+class C:
+    def __init__(self, x): self.x = x
+    def __hash__(self): return hash(self.x)
+    def __eq__(self, other): return self.x == other.x
+C.all, C.numbers = {C(1), C(2)}, {C(1): "one"}
+make = lambda: C(1)
+check = lambda new: (len(new.all), new(1) in new.all, new.numbers[new(1)]) == (2, True, "one")
+""",
+    "a descriptor": """
+class Doubled:
+    def __set_name__(self, owner, name): self.name = name
+    def __get__(self, instance, owner): return self if instance is None else instance.__dict__["_" + self.name]
+    def __set__(self, instance, value): instance.__dict__["_" + self.name] = 2 * value
+class C:
+    x = Doubled()
+    def __init__(self, x): self.x = x
+    def __getstate__(self): return {"x": self.x}
+    def __setstate__(self, state): self.x = state["x"] / 2
+C.ONE = C(1)
+make = lambda: C(2)
+check = lambda new: new.ONE.x == 2
+""",
+    "as a default": """
+class C:
+    def __init__(self, x): self.x = x
+    def __setstate__(self, state): super().__setattr__("x", state["x"])
+def plus(self, other=C(4)): return self.x + other.x
+C.plus = plus
+make = lambda: C(1)
+check = lambda new: new(1).plus() == 5
+""",
+    "inside a function's default": """
+class C:
+    def __init__(self, x): self.x = x
+    def __setstate__(self, state): super().__setattr__("x", state["x"])
+C.ONE = C(1)
+def make(default=C(2)):
+    return default
+value = make
+check = lambda new: new.ONE.x == 1
+""",
+    "a named tuple": """
+import typing
+class C(typing.NamedTuple):
+    x: int
+    def __hash__(self): return 7
+    def __eq__(self, other): return self.x == other.x
+C.all = {C(1)}
+make = lambda: C(2)
+check = lambda new: new(1) in new.all
+""",
+}
+
+
+@pytest.mark.parametrize("cell", _OWN_INSTANCES.values(), ids=_OWN_INSTANCES)
+def test_own_instances(monkeypatch: pytest.MonkeyPatch, sides: tuple[Side, Side], cell: str) -> None:
+    """They are rebuilt by the class's own methods, whichever comes first."""
+    here, there = sides
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    names = vars(module)
+    exec(cell, names)
+    names["C"].mine = names["make"]()
+    arrived = there.unpack(here.pack(names.get("value", names["C"].mine)))
+    new = type(arrived) if "value" not in names else type(arrived())
+    assert new is not names["C"]
+    assert names["check"](new)
+    assert type(new.mine) is new
+    assert there.unpack(here.pack_variables(C=names["C"]))["C"] is new
+    assert names["check"](new)
+
+
+def test_fails_rather_than_loses(sides: tuple[Side, Side]) -> None:
+    """What cannot be rebuilt yet is no instance without its values."""
+    here, there = sides
+    cell = """
+def make():
+    class C:
+        def __init__(self, x): self.x = x
+        def __getattribute__(self, name, own=[]): return object.__getattribute__(self, name)
+        def __setstate__(self, state): self.x = state["x"]
+    C.__getattribute__.__defaults__[0].append(C(1))
+    return C
+C = make()
+"""
+    payload = here.pack(here.cell(cell)["C"])
+    with pytest.raises(TransferError, match="C.__getattribute__ is called while its class is still being rebuilt"):
+        there.unpack(payload)
+
+
+def test_metaclass_with_a_registry(sides: tuple[Side, Side]) -> None:
+    """A class that its metaclass, or its base, has in a list is made before these are whole, and once."""
+    here, there = sides
+    cell = """
+class Meta(type):
+    made = {}
+    def __new__(meta, name, bases, names):
+        cls = super().__new__(meta, name, bases, names)
+        meta.made[name] = cls
+        return cls
+    def __init__(cls, *args): super().__init__(*args)
+    def __call__(cls, *args): return super().__call__(*args)
+class Base:
+    known = []
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        cls.known.append(cls)
+class C(Base, metaclass=Meta):
+    def f(self): return 1
+class Late(Base, metaclass=Meta): pass
+"""
+    names = here.cell(cell)
+    arrived = there.unpack(here.pack(names["C"]()))
+    new = type(arrived)
+    assert arrived.f() == 1
+    assert [*type(new).made] == ["Base", "C", "Late"][1:]
+    assert type(new).made["C"] is new
+    assert [cls.__name__ for cls in new.known] == ["C", "Late"]
+    assert new.known[0] is new
+    later = type(new)("Later", (new,), {})
+    assert later() is not None
+    assert (type(new).made["Later"], new.known[-1]) == (later, later)
 
 
 # ---- methods and attributes ----
