@@ -7,6 +7,7 @@ may hold its instances: these are rebuilt by its methods.
 from __future__ import annotations
 
 import abc
+import copyreg
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ _REBUILDING = (
     "append",
     "extend",
 )
-# What makes other classes. It is called for those that come later only: what it did to others comes with the attributes.
+# What makes other classes. Those that it was called for come with what it did to them.
 _MAKING_CLASSES = frozenset(["__init_subclass__"])
 _MAKING_INSTANCES = frozenset(["__new__", "__init__", "__call__", "__prepare__"])  # which are classes, of a metaclass
 
@@ -53,6 +54,33 @@ def reduce_class(obj: Any, anew: bool = False) -> tuple[Any, ...] | None:
     waves = [_Wave(obj, wave, anew) for wave in _waves(obj, recipe.attributes)]
     last = {name: value for name, value in recipe.attributes.items() if all(name not in w.attributes for w in waves)}
     return *made, (waves, last, recipe.finish, recipe.state), None, None, _fill_anew if anew else _fill_new
+
+
+def own_constants(cls: type) -> list[Any]:
+    """Instances of a class that are its attributes and are made by a `__new__` of the user's, which may look for them.
+
+    A class whose only instance is kept by its `__new__` has one.
+    """
+    found = [value for value in attributes_of(cls).values() if issubclass(type(value), cls)]
+    return [value for value in found if _is_plainly_reduced(type(value))]
+
+
+def _is_plainly_reduced(cls: Any) -> bool:
+    how = (cls.__reduce_ex__, cls.__reduce__, *(getattr(cls, f"__getnewargs{ex}__", None) for ex in ("", "_ex")))
+    return isinstance(cls.__new__, types.FunctionType) and not any(isinstance(each, types.FunctionType) for each in how)
+
+
+def reduce_constant(value: Any) -> Any:
+    """How one of them goes by value: with what it holds. It is not made by the user's `__new__` with a new class."""
+    make, args, *rest = value.__reduce_ex__(5)
+    return (_new_bare, args, *rest) if make is copyreg.__newobj__ else (make, args, *rest)  # type: ignore[attr-defined]
+
+
+def _new_bare(cls: Any, *args: Any) -> Any:
+    if idents.is_whole(cls):
+        return cls.__new__(cls, *args)
+    makers = (vars(base).get("__new__") for base in cls.__mro__)
+    return next(make for make in makers if isinstance(make, types.BuiltinFunctionType))(cls, *args)
 
 
 def change_of(cls: type, before: dict[str, Any]) -> tuple[Any, ...]:

@@ -54,8 +54,9 @@ def find(ident: str) -> Any:
 
 
 def is_whole(thing: Any) -> bool:
-    """Whether it has got its methods."""
-    return _entries[id(thing)].is_whole
+    """Whether it has got its methods; a class without an ident was not sent here, and has them."""
+    entry = _entries.get(id(thing))
+    return entry is None or entry.is_whole
 
 
 def set_whole(thing: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import change_of, reduce_class
+from nbsync.protocol.classes import change_of, own_constants, reduce_class, reduce_constant
 from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.paths import parts_of
@@ -204,12 +204,15 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         super().__init__(file, protocol=5, buffer_callback=keep, recurse=False)
         self._known = common
         self._anew = {id(thing) for thing in anew}
+        self._constants: dict[int, Any] = {}  # by id; of the classes that have gone by value
 
     def reducer_override(self, obj: Any) -> Any:
         name = self._known.name_of(obj)
         if name is not None:
             change = change_of(obj, self._known.before[name]) if id(obj) in self._anew else ()
             return find_common, (name,), *change
+        if id(obj) in self._constants:
+            return reduce_constant(obj)
         if type(obj) is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
             return rebuild_bytes, (pickle.PickleBuffer(obj),)
         if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
@@ -220,6 +223,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         if isinstance(obj, _ARE_CLASSES):
             reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
+                self._constants |= {id(value): value for value in own_constants(obj)} if isinstance(obj, type) else {}
                 return reduced
         if type(obj) is types.CellType and self._is_there(obj):
             return types.CellType, (obj.cell_contents,)  # dill may fill it late: the class's methods are needed before

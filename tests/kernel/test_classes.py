@@ -338,6 +338,27 @@ C.ROOT = C(7)
 make = lambda: C(1)
 check = lambda new: new.ROOT.x == 7
 """,
+    "one only": """
+class C:
+    one = None
+    def __new__(cls):
+        if cls.one is None:
+            cls.one = super().__new__(cls)
+        return cls.one
+make = C
+C().x = 1
+check = lambda new: new() is new.one is new.mine and new.one.x == 1
+""",
+    "one only, of an int": """
+class C(int):
+    def __new__(cls, value=3):
+        if not hasattr(cls, "one"):
+            cls.one = super().__new__(cls, value)
+        return cls.one
+make = C
+C().x = 1
+check = lambda new: new() is new.one is new.mine and (new.one, new.one.x) == (3, 1)
+""",
     "sets of them": """
 class C:
     def __init__(self, x): self.x = x
@@ -425,7 +446,7 @@ def make():
 C = make()
 """
     payload = here.pack(here.cell(cell)["C"])
-    with pytest.raises(TransferError, match="C.__getattribute__ is called while its class is still being rebuilt"):
+    with pytest.raises(TransferError, match="__getattribute__ is called while its class is still being rebuilt"):
         there.unpack(payload)
 
 
