@@ -56,12 +56,14 @@ def reduce_class(obj: Any, anew: bool = False) -> tuple[Any, ...] | None:
     return *made, (waves, last, recipe.finish, recipe.state), None, None, _fill_anew if anew else _fill_new
 
 
-def own_constants(cls: type) -> list[Any]:
+def own_constants(cls: Any) -> list[Any]:
     """Instances of a class that are its attributes and are made by a `__new__` of the user's, which may look for them.
 
     A class whose only instance is kept by its `__new__` has one.
     """
-    found = [value for value in attributes_of(cls).values() if issubclass(type(value), cls)]
+    if not isinstance(cls, type) or issubclass(cls, type):  # a type variable, a metaclass
+        return []
+    found = [value for value in attributes_of(cls).values() if cls in type(value).__mro__]
     return [value for value in found if _is_plainly_reduced(type(value))]
 
 

@@ -2,7 +2,6 @@
 
 Both sides descend from one notebook, so a class or function that both have is sent by name and stays the same object
 (`isinstance` and `except` go on working); what only one side has goes by value, a class with its ident.
-Tensors are sent from CPU memory: a CUDA tensor arrives as a CPU tensor, so that the kernel never initialises CUDA.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ import dill
 
 from nbsync.errors import TransferError
 from nbsync.protocol.classes import change_of, own_constants, reduce_class, reduce_constant
+from nbsync.protocol.functions import assemble, has_copied_globals, parts_of_function
 from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.paths import parts_of
 from nbsync.protocol.pieces import LONG, Reader, rebuild_bytes
+from nbsync.protocol.tensors import reduce_tensor
 
 
 class Common:
@@ -205,6 +206,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         self._known = common
         self._anew = {id(thing) for thing in anew}
         self._constants: dict[int, Any] = {}  # by id; of the classes that have gone by value
+        self._functions: dict[int, tuple[Any, ...]] = {}  # by id; their parts
 
     def reducer_override(self, obj: Any) -> Any:
         name = self._known.name_of(obj)
@@ -223,8 +225,12 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         if isinstance(obj, _ARE_CLASSES):
             reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
-                self._constants |= {id(value): value for value in own_constants(obj)} if isinstance(obj, type) else {}
+                self._constants |= {id(value): value for value in own_constants(obj)}
                 return reduced
+        if type(obj) is types.FunctionType and has_copied_globals(obj):
+            if id(obj) not in self._functions:  # it may refer to itself
+                self._functions[id(obj)] = parts_of_function(obj)
+            return assemble, self._functions[id(obj)]
         if type(obj) is types.CellType and self._is_there(obj):
             return types.CellType, (obj.cell_contents,)  # dill may fill it late: the class's methods are needed before
         if isinstance(obj, _FILES) and _would_be_emptied(obj):
@@ -233,17 +239,7 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
             return threading.RLock, ()  # dill's is held by nobody, for ever: a cached_property of Python 3.11 hangs
         if type(obj) is dict and obj is vars(sys.modules["__main__"]):
             return _main_namespace, ()
-        torch: Any = sys.modules.get("torch")
-        if torch is not None:
-            if isinstance(obj, torch.nn.Parameter) and obj.device.type not in ("cpu", "meta"):
-                return torch.nn.Parameter(obj.detach().cpu(), obj.requires_grad).__reduce_ex__(5)
-            if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
-                return obj.cpu().__reduce_ex__(5)
-            if isinstance(obj, torch.storage.TypedStorage):
-                return _rebuild_typed, (obj._untyped_storage, obj.dtype)
-            if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
-                return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
-        return NotImplemented
+        return reduce_tensor(obj)
 
     def _is_there(self, cell: types.CellType) -> bool:
         """Whether its contents come before it in the pickle."""
@@ -274,28 +270,6 @@ def _is_importable(thing: Any) -> bool:
 def _main_namespace() -> dict[str, Any]:
     """What functions of the notebook see as their globals, on either side."""
     return vars(sys.modules["__main__"])
-
-
-def _storage_buffer(torch: Any, storage: Any) -> list[pickle.PickleBuffer]:
-    if not storage.nbytes():
-        return []
-    return [pickle.PickleBuffer(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())]
-
-
-def _rebuild_typed(untyped: Any, dtype: Any) -> Any:
-    torch = _torch()
-    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
-
-
-def _rebuild_storage(nbytes: int, buffer: Any = None) -> Any:
-    torch = _torch()
-    if not nbytes:
-        return torch.UntypedStorage(0)
-    return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
-
-
-def _torch() -> Any:
-    return import_module("torch")
 
 
 def _find_culprit(named: Mapping[str, Any], common: Common) -> tuple[str, Any]:

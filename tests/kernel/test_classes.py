@@ -195,6 +195,31 @@ def test_classes_of_libraries(sorts: ModuleType, sides: tuple[Side, Side], libra
     assert here.unpack(there.pack(arrived)) == sorts.value
 
 
+def test_globals_that_are_a_copy(monkeypatch: pytest.MonkeyPatch, sides: tuple[Side, Side]) -> None:
+    """A function that was made with a copy of the notebook's namespace takes along what only the copy has."""
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    names = vars(module)
+    exec("import threading\nlock = threading.Lock()\nold = model = iter([])\ndef g(): return 1", names)
+    copied = {**names, "extra": 2, "number": 3}
+    exec(
+        "def f(self, more=0, *, last=4):\n    'doc'\n    self.model = self.lock = more\n"
+        "    return [g(), extra, last, *(number for _ in 'a')], f",
+        copied,
+    )
+    here, there = sides
+    names["old"] = names["model"] = 1
+    f = copied["f"]
+    f.mark = f
+    payload = here.pack([f, f])
+    names["lock"] = None
+    one, two = there.unpack(payload)
+    assert one is two is one.mark
+    assert one(ModuleType("x")) == ([1, 2, 4, 3], one)
+    assert (one.__doc__, one.__qualname__, one.__module__) == ("doc", "f", "__main__")
+    assert "model" not in one.__globals__
+
+
 # ---- one class ----
 
 
@@ -470,6 +495,7 @@ class Base:
 class C(Base, metaclass=Meta):
     def f(self): return 1
 class Late(Base, metaclass=Meta): pass
+Meta.first = C
 """
     names = here.cell(cell)
     arrived = there.unpack(here.pack(names["C"]()))
