@@ -70,7 +70,7 @@ def identify(namespace: Mapping[str, Any]) -> None:
     They are those in `namespace`, those of its values, and the classes inside of them.
     """
     for value in list(namespace.values()):  # a copy: the user's threads go on
-        cls = value if issubclass(type(value), type) else type(value)  # `__class__` may be the user's code
+        cls = value if _is_a(value, type) else type(value)
         if cls.__module__ == "__main__":
             for each in _defined(cls):
                 ident_of(each)
@@ -86,18 +86,31 @@ def identify_alike(namespace: Mapping[str, Any], run: str) -> None:
         run: names the cell, and is the same on all ranks that run it.
     """
     for name, value in list(namespace.items()):
-        if not issubclass(type(value), type) or id(value) in _entries:
-            continue
-        if (value.__module__, value.__qualname__) == ("__main__", name):
-            for cls in _defined(value):
-                register(cls, uuid.uuid5(uuid.NAMESPACE_OID, f"{run}/{cls.__qualname__}/{_look(cls)}").hex)
+        if _is_a(value, type) and id(value) not in _entries:
+            try:
+                _identify_alike(name, value, run)
+            except (
+                Exception
+            ):  # the user's metaclass may raise anything; the class gets an ident of its own when it is sent
+                continue
+
+
+def _identify_alike(name: str, value: Any, run: str) -> None:
+    if (value.__module__, value.__qualname__) == ("__main__", name):
+        for cls in _defined(value):
+            register(cls, uuid.uuid5(uuid.NAMESPACE_OID, f"{run}/{cls.__qualname__}/{_look(cls)}").hex)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """As isinstance, but no code of the user's is run: an instance's `__class__` may be that."""
+    return issubclass(type(value), kind)
 
 
 def _defined(cls: type) -> Iterator[type]:
     """`cls` and the classes inside of it."""
     yield cls
     for name, value in list(vars(cls).items()):
-        if isinstance(value, type) and value.__qualname__ == f"{cls.__qualname__}.{name}":
+        if _is_a(value, type) and value.__qualname__ == f"{cls.__qualname__}.{name}":
             yield from _defined(value)
 
 
@@ -107,9 +120,9 @@ def _look(cls: type) -> str:
     todo: list[Any] = [cls.__bases__, sorted(vars(cls).items())]
     while todo and len(told) < _MOST_TOLD:
         value = todo.pop()
-        if isinstance(value, property):
+        if _is_a(value, property):
             value = value.fget
-        elif isinstance(value, staticmethod | classmethod):
+        elif _is_a(value, staticmethod | classmethod):
             value = value.__func__
         parts = _parts(value)
         todo += parts
@@ -118,16 +131,16 @@ def _look(cls: type) -> str:
 
 
 def _tell(value: Any, size: int) -> str:
-    if isinstance(value, types.FunctionType):
+    if _is_a(value, types.FunctionType):
         return f"line {value.__code__.co_firstlineno}"
-    if isinstance(value, type):
-        return value.__qualname__
+    if _is_a(value, type):
+        return str(value.__qualname__)
     return repr(value) if type(value) in _ATOMS else f"{size} in a {type(value).__qualname__}"
 
 
 def _parts(value: Any) -> list[Any]:
-    if isinstance(value, enum.Enum):
-        return [value.name, value.value]
+    if _is_a(value, enum.Enum):
+        return [value._name_, value._value_]
     if type(value) is dict:
         return list(value.items())
     return list(value) if type(value) in (list, tuple) else []  # others may run code of the user's

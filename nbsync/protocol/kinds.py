@@ -71,7 +71,7 @@ def attributes_of(cls: type, without: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _is_slot(cls: type, value: Any) -> bool:
-    return isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls
+    return type(value) is types.MemberDescriptorType and value.__objclass__ is cls
 
 
 def set_attributes(cls: Any, attributes: Mapping[str, Any]) -> None:

@@ -139,7 +139,8 @@ def pack(
 
 def pack_variables(variables: Mapping[str, Any], common: Common) -> Payload:
     """Pickle variables by their names; a class among them becomes as it is here. Raises as `pack`."""
-    return pack(variables, common, variables, [value for value in variables.values() if isinstance(value, type)])
+    classes = [value for value in variables.values() if issubclass(type(value), type)]  # not by the user's `__class__`
+    return pack(variables, common, variables, classes)
 
 
 def pack_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], common: Common) -> Payload:
@@ -209,35 +210,36 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         self._functions: dict[int, tuple[Any, ...]] = {}  # by id; their parts
 
     def reducer_override(self, obj: Any) -> Any:
+        kind: Any = type(obj)  # a proxy's `__class__` may raise
         name = self._known.name_of(obj)
         if name is not None:
             change = change_of(obj, self._known.before[name]) if id(obj) in self._anew else ()
             return find_common, (name,), *change
         if id(obj) in self._constants:
             return reduce_constant(obj)
-        if type(obj) is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
+        if kind is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
             return rebuild_bytes, (pickle.PickleBuffer(obj),)
-        if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
+        if issubclass(kind, types.ModuleType) and id(sys.modules.get(obj.__name__)) == id(obj):
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
-        if isinstance(obj, _HAVE_NAMES) and _is_importable(obj):
+        if issubclass(kind, _HAVE_NAMES) and _is_importable(obj):
             # dill looks into the parent module for it, where torch.optim deletes its own
             return _global_name(obj)
-        if isinstance(obj, _ARE_CLASSES):
+        if issubclass(kind, _ARE_CLASSES):
             reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
                 self._constants |= {id(value): value for value in own_constants(obj)}
                 return reduced
-        if type(obj) is types.FunctionType and has_copied_globals(obj):
+        if kind is types.FunctionType and has_copied_globals(obj):
             if id(obj) not in self._functions:  # it may refer to itself
                 self._functions[id(obj)] = parts_of_function(obj)
             return assemble, self._functions[id(obj)]
-        if type(obj) is types.CellType and self._is_there(obj):
+        if kind is types.CellType and self._is_there(obj):
             return types.CellType, (obj.cell_contents,)  # dill may fill it late: the class's methods are needed before
-        if isinstance(obj, _FILES) and _would_be_emptied(obj):
+        if issubclass(kind, _FILES) and _would_be_emptied(obj):
             raise TypeError("a file that is open for writing cannot be opened twice: that would empty it")
-        if isinstance(obj, _RLOCK):
+        if issubclass(kind, _RLOCK):
             return threading.RLock, ()  # dill's is held by nobody, for ever: a cached_property of Python 3.11 hangs
-        if type(obj) is dict and obj is vars(sys.modules["__main__"]):
+        if kind is dict and obj is vars(sys.modules["__main__"]):
             return _main_namespace, ()
         return reduce_tensor(obj)
 

@@ -16,13 +16,14 @@ def reduce_tensor(obj: Any) -> Any:
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return NotImplemented
-    if isinstance(obj, torch.nn.Parameter) and obj.device.type not in ("cpu", "meta"):
-        return torch.nn.Parameter(obj.detach().cpu(), obj.requires_grad).__reduce_ex__(5)
-    if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
+    kind = type(obj)  # a proxy's `__class__` may raise
+    if issubclass(kind, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
+        if isinstance(obj, torch.nn.Parameter):
+            return torch.nn.Parameter(obj.detach().cpu(), obj.requires_grad).__reduce_ex__(5)
         return obj.cpu().__reduce_ex__(5)
-    if isinstance(obj, torch.storage.TypedStorage):
+    if issubclass(kind, torch.storage.TypedStorage):
         return _rebuild_typed, (obj._untyped_storage, obj.dtype)
-    if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
+    if issubclass(kind, torch.UntypedStorage) and obj.device.type == "cpu":
         return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
     return NotImplemented
 

@@ -288,6 +288,42 @@ def test_other_on_each_rank(sides: tuple[Side, Side], cell: str) -> None:
     assert made[0] is not made[1]
 
 
+_LAZY = """
+class Lazy:
+    @property
+    def __class__(self): raise RuntimeError("not yet")
+class C:
+    lazy, lazies = Lazy(), [Lazy()]
+"""
+_ENUM = """
+import enum
+class E(enum.Enum):
+    A = 1
+    def _raise(self): raise RuntimeError("not yet")
+    value = property(_raise)
+"""
+_CLOSED = """
+class Meta(type):
+    def __getattribute__(cls, name): raise RuntimeError("not yet")
+class Closed(metaclass=Meta): pass
+class C: pass
+"""
+
+
+def test_class_that_cannot_be_asked_for(sides: tuple[Side, Side]) -> None:
+    """A proxy may raise where it is asked for its class: the classes that hold it are told from others all the same."""
+    kernel = Side()
+    for side in sides:
+        assert id(side.cell(_LAZY, "7")["C"]) in side._own[0]
+        assert id(side.cell(_CLOSED, "8")["C"]) in side._own[0]
+    arrived = [kernel.unpack(side.pack(side.cell(_ENUM, "9")["E"].A)) for side in sides]
+    assert arrived[0] is arrived[1]
+    names = kernel.cell(f"{_LAZY}value = Lazy()")
+    assert id(names["C"]) in kernel._own[0]
+    with pytest.raises(TransferError, match="value of type Lazy cannot be sent"):
+        kernel.pack_variables(value=names["value"])
+
+
 def test_before_the_fork(sides: tuple[Side, Side]) -> None:
     """The classes that a copy of the notebook has are known by their idents, also inner and nameless ones."""
     kernel, _ = sides
