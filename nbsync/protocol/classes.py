@@ -150,11 +150,7 @@ def _is_descriptor(value: Any) -> bool:
 def _make(ident: str, make: Callable[..., Any], *args: Any) -> Any:
     """The class, yet without methods; or the one that is here already."""
     found = idents.find(ident)
-    if found is not None:
-        return found
-    made = make(*args)
-    idents.register(made, ident, is_whole=False)
-    return made
+    return idents.claim(make(*args), ident) if found is None else found
 
 
 def _fill_new(cls: Any, how: tuple[Any, ...]) -> None:

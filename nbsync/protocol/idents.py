@@ -29,7 +29,7 @@ class _Entry:
 
 # By id, not by the class: that may have a metaclass whose classes are equal, or have no hash.
 _entries: dict[int, _Entry] = {}
-_things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_by_ident: dict[str, _Entry] = {}
 
 
 def ident_of(thing: Any) -> str:
@@ -38,19 +38,47 @@ def ident_of(thing: Any) -> str:
     return register(thing, uuid.uuid4().hex) if entry is None else entry.ident
 
 
-def register(thing: Any, ident: str, is_whole: bool = True) -> str:
+def register(thing: Any, ident: str) -> str:
     """Give `thing` an ident, unless it has one. Returns its ident."""
-    key = id(thing)
-    entries = _entries  # at the interpreter's end the name may be gone
-    made = _Entry(weakref.ref(thing, lambda _: entries.pop(key, None)), ident, is_whole)
-    entry = _entries.setdefault(key, made)
-    _things[entry.ident] = thing
+    entry = _entries.setdefault(id(thing), _entry(thing, ident, is_whole=True))
+    _by_ident[entry.ident] = entry
     return entry.ident
+
+
+def claim(thing: Any, ident: str) -> Any:
+    """Register `thing`, which is not whole, unless another thread has been faster. Returns the one of this ident."""
+    entry = _entries[id(thing)] = _entry(thing, ident, is_whole=False)
+    while True:
+        first = _by_ident.setdefault(ident, entry)  # at once, without a lock
+        found = first.reference()
+        if found is thing:
+            return thing
+        if found is not None:
+            _entries.pop(id(thing), None)
+            return found
+        _forget(_by_ident, ident, first)
+
+
+def _entry(thing: Any, ident: str, is_whole: bool) -> _Entry:
+    key, entries, by_ident = id(thing), _entries, _by_ident  # at the interpreter's end the names may be gone
+
+    def forget(_: weakref.ref[Any]) -> None:
+        _forget(entries, key, made)
+        _forget(by_ident, ident, made)
+
+    made = _Entry(weakref.ref(thing, forget), ident, is_whole)
+    return made
+
+
+def _forget(entries: dict[Any, _Entry], key: Any, gone: _Entry) -> None:
+    if entries.get(key) is gone:
+        entries.pop(key, None)
 
 
 def find(ident: str) -> Any:
     """The class or type variable of this ident, None if this process has none."""
-    return _things.get(ident)
+    entry = _by_ident.get(ident)
+    return None if entry is None else entry.reference()
 
 
 def is_whole(thing: Any) -> bool:

@@ -8,6 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -30,35 +31,35 @@ class Side:
     """A process, as far as classes are concerned: it knows those that it has made or received."""
 
     def __init__(self) -> None:
-        self._own: Any = {}, weakref.WeakValueDictionary()
+        self._own: Any = {}, {}
 
     @contextmanager
-    def _here(self) -> Iterator[None]:
-        before = idents._entries, idents._things
-        idents._entries, idents._things = self._own
+    def here(self) -> Iterator[None]:
+        before = idents._entries, idents._by_ident
+        idents._entries, idents._by_ident = self._own
         try:
             yield
         finally:
-            idents._entries, idents._things = before
+            idents._entries, idents._by_ident = before
 
     def pack(self, value: Any) -> Any:
-        with self._here(), warnings.catch_warnings():
+        with self.here(), warnings.catch_warnings():
             warnings.simplefilter("error")
             return pack(value)
 
     def pack_variables(self, **variables: Any) -> Any:
-        with self._here():
+        with self.here():
             return pack_variables(variables, Common())
 
     def unpack(self, payload: Any) -> Any:
-        with self._here():
+        with self.here():
             return unpack(payload)
 
     def cell(self, code: str, run: str = "", **given: Any) -> dict[str, Any]:
         """What a cell defines; with `run`, on a rank."""
         names: dict[str, Any] = {"__name__": "__main__", **given}
         exec(code, names)
-        with self._here():
+        with self.here():
             idents.identify_alike(names, run) if run else idents.identify(names)
         return names
 
@@ -564,6 +565,25 @@ def test_pushed_class_is_brought_up_to_date(sides: tuple[Side, Side]) -> None:
     assert (config.rate, config.show(), config.more, config.mine) == (2, "new", 3, 4)
 
 
+def test_pushed_kinds_are_brought_up_to_date(sides: tuple[Side, Side]) -> None:
+    """So are named tuples and enumerations; these keep their members."""
+    here, there = sides
+    names = here.cell(
+        "import enum, typing\nclass Pair(typing.NamedTuple):\n    a: int\n    def show(self): return 1\n"
+        "class Color(enum.Enum):\n    RED = 1\n    def show(self): return 1\n"
+    )
+    pair, red = names["Pair"](1), names["Color"].RED
+    copies = there.unpack(here.pack([pair, red]))
+    type(copies[1]).mine = 4
+    for cls in (type(pair), type(red)):
+        cls.show, cls.rate = lambda self: "new", 2
+    there.unpack(here.pack([pair, red, type(pair), type(red)]))
+    assert [(copy.show(), hasattr(copy, "rate")) for copy in copies] == [(1, False), (1, False)]
+    there.unpack(here.pack_variables(Pair=type(pair), Color=type(red), values=[pair, red]))
+    assert [(copy.show(), copy.rate) for copy in copies] == [("new", 2), ("new", 2)]
+    assert (type(copies[1]).RED, type(copies[1]).mine, type(copies[1])(1)) == (copies[1], 4, copies[1])
+
+
 def test_pushed_class_from_before_the_start(sorts: ModuleType) -> None:
     """Of a class that both sides have, plain attributes go along, and what was bound anew; nothing else."""
     own = sorts.Plain
@@ -618,6 +638,28 @@ def test_half_made_is_completed(sides: tuple[Side, Side]) -> None:
         there.unpack(here.pack(own()))
     del own.first
     assert there.unpack(here.pack(own())).f() == 1
+
+
+def test_two_threads(sides: tuple[Side, Side]) -> None:
+    """What receives a class twice at the same time has it once."""
+    here, there = sides
+    names = here.cell(
+        "import enum\nclass C:\n    x = list(range(99))\n    def f(self): return len(self.x)\n"
+        "class E(enum.Enum):\n    A = 1\n    def f(self): return self.value"
+    )
+    payload = here.pack([names["C"](), names["E"].A])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(15):
+            with there.here(), ThreadPoolExecutor(4) as pool:
+                arrived = list(pool.map(lambda _: unpack(payload), range(4)))
+            assert {(type(c), e) for c, e in arrived} == {(type(arrived[0][0]), arrived[0][1])}
+            assert [(c.f(), e.f()) for c, e in arrived] == [(99, 1)] * 4
+            del arrived
+            gc.collect()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_nothing_is_kept(sides: tuple[Side, Side]) -> None:
