@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from nbsync.errors import TransferError
-from nbsync.protocol import pieces, serial
+from nbsync.protocol import pieces, tensors
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.paths import path_to
 from nbsync.protocol.serial import Common, Unfamiliar, Unpickler, find_common, unpack
@@ -56,7 +56,7 @@ _MODULES = frozenset(
     ]
 )
 _FUNCTIONS = {
-    serial.__name__: frozenset(["_rebuild_storage", "_rebuild_typed"]),
+    tensors.__name__: frozenset(["_rebuild_storage", "_rebuild_typed"]),
     pieces.__name__: frozenset(["rebuild_bytes"]),
     "dill._dill": frozenset(
         ["_eval_repr", "_get_attr", "_import_module", "_load_type", "_create_array", "_create_dtypemeta"]

@@ -29,7 +29,7 @@ class _Entry:
 
 # By id, not by the class: that may have a metaclass whose classes are equal, or have no hash.
 _entries: dict[int, _Entry] = {}
-_things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_by_ident: dict[str, _Entry] = {}
 
 
 def ident_of(thing: Any) -> str:
@@ -38,24 +38,53 @@ def ident_of(thing: Any) -> str:
     return register(thing, uuid.uuid4().hex) if entry is None else entry.ident
 
 
-def register(thing: Any, ident: str, is_whole: bool = True) -> str:
+def register(thing: Any, ident: str) -> str:
     """Give `thing` an ident, unless it has one. Returns its ident."""
-    key = id(thing)
-    entries = _entries  # at the interpreter's end the name may be gone
-    made = _Entry(weakref.ref(thing, lambda _: entries.pop(key, None)), ident, is_whole)
-    entry = _entries.setdefault(key, made)
-    _things[entry.ident] = thing
+    entry = _entries.setdefault(id(thing), _entry(thing, ident, is_whole=True))
+    _by_ident[entry.ident] = entry
     return entry.ident
+
+
+def claim(thing: Any, ident: str) -> Any:
+    """Register `thing`, which is not whole, unless another thread has been faster. Returns the one of this ident."""
+    entry = _entries[id(thing)] = _entry(thing, ident, is_whole=False)
+    while True:
+        first = _by_ident.setdefault(ident, entry)  # at once, without a lock
+        found = first.reference()
+        if found is thing:
+            return thing
+        if found is not None:
+            _entries.pop(id(thing), None)
+            return found
+        _forget(_by_ident, ident, first)
+
+
+def _entry(thing: Any, ident: str, is_whole: bool) -> _Entry:
+    key, entries, by_ident = id(thing), _entries, _by_ident  # at the interpreter's end the names may be gone
+
+    def forget(_: weakref.ref[Any]) -> None:
+        _forget(entries, key, made)
+        _forget(by_ident, ident, made)
+
+    made = _Entry(weakref.ref(thing, forget), ident, is_whole)
+    return made
+
+
+def _forget(entries: dict[Any, _Entry], key: Any, gone: _Entry) -> None:
+    if entries.get(key) is gone:
+        entries.pop(key, None)
 
 
 def find(ident: str) -> Any:
     """The class or type variable of this ident, None if this process has none."""
-    return _things.get(ident)
+    entry = _by_ident.get(ident)
+    return None if entry is None else entry.reference()
 
 
 def is_whole(thing: Any) -> bool:
-    """Whether it has got its methods."""
-    return _entries[id(thing)].is_whole
+    """Whether it has got its methods; a class without an ident was not sent here, and has them."""
+    entry = _entries.get(id(thing))
+    return entry is None or entry.is_whole
 
 
 def set_whole(thing: Any) -> None:
@@ -69,7 +98,7 @@ def identify(namespace: Mapping[str, Any]) -> None:
     They are those in `namespace`, those of its values, and the classes inside of them.
     """
     for value in list(namespace.values()):  # a copy: the user's threads go on
-        cls = value if issubclass(type(value), type) else type(value)  # `__class__` may be the user's code
+        cls = value if _is_a(value, type) else type(value)
         if cls.__module__ == "__main__":
             for each in _defined(cls):
                 ident_of(each)
@@ -85,18 +114,31 @@ def identify_alike(namespace: Mapping[str, Any], run: str) -> None:
         run: names the cell, and is the same on all ranks that run it.
     """
     for name, value in list(namespace.items()):
-        if not issubclass(type(value), type) or id(value) in _entries:
-            continue
-        if (value.__module__, value.__qualname__) == ("__main__", name):
-            for cls in _defined(value):
-                register(cls, uuid.uuid5(uuid.NAMESPACE_OID, f"{run}/{cls.__qualname__}/{_look(cls)}").hex)
+        if _is_a(value, type) and id(value) not in _entries:
+            try:
+                _identify_alike(name, value, run)
+            except (
+                Exception
+            ):  # the user's metaclass may raise anything; the class gets an ident of its own when it is sent
+                continue
+
+
+def _identify_alike(name: str, value: Any, run: str) -> None:
+    if (value.__module__, value.__qualname__) == ("__main__", name):
+        for cls in _defined(value):
+            register(cls, uuid.uuid5(uuid.NAMESPACE_OID, f"{run}/{cls.__qualname__}/{_look(cls)}").hex)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """As isinstance, but no code of the user's is run: an instance's `__class__` may be that."""
+    return issubclass(type(value), kind)
 
 
 def _defined(cls: type) -> Iterator[type]:
     """`cls` and the classes inside of it."""
     yield cls
     for name, value in list(vars(cls).items()):
-        if isinstance(value, type) and value.__qualname__ == f"{cls.__qualname__}.{name}":
+        if _is_a(value, type) and value.__qualname__ == f"{cls.__qualname__}.{name}":
             yield from _defined(value)
 
 
@@ -106,9 +148,9 @@ def _look(cls: type) -> str:
     todo: list[Any] = [cls.__bases__, sorted(vars(cls).items())]
     while todo and len(told) < _MOST_TOLD:
         value = todo.pop()
-        if isinstance(value, property):
+        if _is_a(value, property):
             value = value.fget
-        elif isinstance(value, staticmethod | classmethod):
+        elif _is_a(value, staticmethod | classmethod):
             value = value.__func__
         parts = _parts(value)
         todo += parts
@@ -117,16 +159,16 @@ def _look(cls: type) -> str:
 
 
 def _tell(value: Any, size: int) -> str:
-    if isinstance(value, types.FunctionType):
+    if _is_a(value, types.FunctionType):
         return f"line {value.__code__.co_firstlineno}"
-    if isinstance(value, type):
-        return value.__qualname__
+    if _is_a(value, type):
+        return str(value.__qualname__)
     return repr(value) if type(value) in _ATOMS else f"{size} in a {type(value).__qualname__}"
 
 
 def _parts(value: Any) -> list[Any]:
-    if isinstance(value, enum.Enum):
-        return [value.name, value.value]
+    if _is_a(value, enum.Enum):
+        return [value._name_, value._value_]
     if type(value) is dict:
         return list(value.items())
     return list(value) if type(value) in (list, tuple) else []  # others may run code of the user's

@@ -32,11 +32,15 @@ _MEMBERS = frozenset(
 
 
 class Recipe(NamedTuple):
-    """How a class is made in another process: `make(*args)`, and, if it has methods, `fill(cls, state)` after that."""
+    """How a class is made in another process.
+
+    By `make(*args)`; then it gets its attributes, unless it can have none (None); then comes `finish(cls, state)`.
+    """
 
     make: Callable[..., Any]
     args: tuple[Any, ...]
-    fill: Callable[[Any, Any], None] | None = None
+    attributes: dict[str, Any] | None = None
+    finish: Callable[[Any, Any], None] | None = None
     state: Any = None
 
 
@@ -53,7 +57,7 @@ def recipe_of_kind(obj: Any) -> Recipe | None:
     if not isinstance(obj, type):
         return None
     if typing.is_typeddict(obj):
-        return Recipe(_make_typeddict, (obj.__name__,), set_attributes, attributes_of(obj))
+        return Recipe(_make_typeddict, (obj.__name__,), attributes_of(obj))
     if tuple in obj.__bases__ and {"_fields", "_field_defaults", "_make"} <= vars(obj).keys():
         return _of_namedtuple(obj)
     return None
@@ -67,7 +71,7 @@ def attributes_of(cls: type, without: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _is_slot(cls: type, value: Any) -> bool:
-    return isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls
+    return type(value) is types.MemberDescriptorType and value.__objclass__ is cls
 
 
 def set_attributes(cls: Any, attributes: Mapping[str, Any]) -> None:
@@ -80,9 +84,10 @@ def _of_enum(cls: Any) -> Recipe:
     members = {name: (_new_args(cls, member), member._value_) for name, member in cls.__members__.items()}
     boundary = getattr(cls, "_boundary_", None)
     how = {} if boundary is None else {"boundary": boundary}
-    own = [{name: value for name, value in vars(m).items() if name not in _OF_THE_MEMBER} for m in cls]
-    state = attributes_of(cls, {*_MEMBERS, *cls.__members__}), own
-    return Recipe(_make_enum, (type(cls), cls.__name__, cls.__bases__, members, how), _fill_enum, state)
+    own = {m._name_: {name: value for name, value in vars(m).items() if name not in _OF_THE_MEMBER} for m in cls}
+    attributes = attributes_of(cls, {*_MEMBERS, *cls.__members__})
+    args = type(cls), cls.__name__, cls.__bases__, members, how, tuple(attributes)
+    return Recipe(_make_enum, args, attributes, _fill_members, own)
 
 
 def _new_args(cls: Any, member: Any) -> tuple[Any, ...]:
@@ -98,14 +103,24 @@ def _new_args(cls: Any, member: Any) -> tuple[Any, ...]:
     return member._value_ if isinstance(member._value_, tuple) else (member._value_,)
 
 
-def _make_enum(meta: Any, name: str, bases: tuple[Any, ...], members: Mapping[str, Any], how: Mapping[str, Any]) -> Any:
-    """The enumeration with its members."""
+def _make_enum(
+    meta: Any,
+    name: str,
+    bases: tuple[Any, ...],
+    members: Mapping[str, Any],
+    how: Mapping[str, Any],
+    attributes: Sequence[str],
+) -> Any:
+    """The enumeration with its members; of other attributes it has only some of those named, if any."""
     namespace = meta.__prepare__(name, bases, **how)
     namespace["__new__"] = _new_member
     namespace["__init__"] = _keep_member  # not a base's own, which may expect something else
     for member, parts in members.items():
         namespace[member] = parts
-    return meta.__new__(meta, name, bases, namespace, **how)
+    made = meta.__new__(meta, name, bases, namespace, **how)
+    for each in vars(made).keys() - {*attributes, *made.__members__} - _MEMBERS - _OF_THE_CLASS:
+        type.__delattr__(made, each)
+    return made
 
 
 def _new_member(cls: Any, *parts: Any) -> Any:
@@ -120,13 +135,9 @@ def _keep_member(self: Any, *parts: Any) -> None:
     pass
 
 
-def _fill_enum(cls: Any, state: tuple[dict[str, Any], Sequence[dict[str, Any]]]) -> None:
-    attributes, own = state
-    for name in vars(cls).keys() - attributes.keys() - _MEMBERS - _OF_THE_CLASS - cls.__members__.keys():
-        type.__delattr__(cls, name)
-    set_attributes(cls, attributes)
-    for member, values in zip(cls, own, strict=True):
-        vars(member).update(values)
+def _fill_members(cls: Any, own: Mapping[str, dict[str, Any]]) -> None:
+    for name, values in own.items():
+        vars(cls._member_map_[name]).update(values)
 
 
 def _of_namedtuple(cls: Any) -> Recipe:
@@ -135,11 +146,11 @@ def _of_namedtuple(cls: Any) -> Recipe:
     made = {name for name, value in vars(plain).items() if _same_code(vars(cls).get(name), value)}
     left_out = {"__new__", *cls._fields, *made}
     if is_generic:
-        state = attributes_of(cls, {"__class_getitem__", *left_out})
+        attributes = attributes_of(cls, {"__class_getitem__", *left_out})
         known = {"__module__": cls.__module__, **cls._field_defaults}
-        return Recipe(_make_generic, (cls.__name__, cls._fields, known, cls.__orig_bases__), set_attributes, state)
+        return Recipe(_make_generic, (cls.__name__, cls._fields, known, cls.__orig_bases__), attributes)
     args = cls.__name__, cls._fields, tuple(cls._field_defaults.values())
-    return Recipe(_make_namedtuple, args, set_attributes, attributes_of(cls, left_out))
+    return Recipe(_make_namedtuple, args, attributes_of(cls, left_out))
 
 
 def _same_code(one: Any, other: Any) -> bool:

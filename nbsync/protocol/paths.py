@@ -18,9 +18,10 @@ def path_to(part: Any, value: Any, path: str = "the value", depth: int = 0) -> s
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
     """The parts of a value, each with the step that leads to it."""
-    if isinstance(value, dict):
+    kind = type(value)  # a proxy's `__class__` may raise
+    if issubclass(kind, dict):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif issubclass(kind, list | tuple | set | frozenset):
         yield from ((f"[{i}]", part) for i, part in enumerate(value))
-    elif not isinstance(value, type | types.FunctionType | types.ModuleType):
+    elif not issubclass(kind, type | types.FunctionType | types.ModuleType):
         yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())

@@ -2,7 +2,6 @@
 
 Both sides descend from one notebook, so a class or function that both have is sent by name and stays the same object
 (`isinstance` and `except` go on working); what only one side has goes by value, a class with its ident.
-Tensors are sent from CPU memory: a CUDA tensor arrives as a CPU tensor, so that the kernel never initialises CUDA.
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import change_of, reduce_class
+from nbsync.protocol.classes import change_of, own_constants, reduce_class, reduce_constant
+from nbsync.protocol.functions import assemble, has_copied_globals, parts_of_function
 from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.paths import parts_of
 from nbsync.protocol.pieces import LONG, Reader, rebuild_bytes
+from nbsync.protocol.tensors import reduce_tensor
 
 
 class Common:
@@ -138,7 +139,8 @@ def pack(
 
 def pack_variables(variables: Mapping[str, Any], common: Common) -> Payload:
     """Pickle variables by their names; a class among them becomes as it is here. Raises as `pack`."""
-    return pack(variables, common, variables, [value for value in variables.values() if isinstance(value, type)])
+    classes = [value for value in variables.values() if issubclass(type(value), type)]  # not by the user's `__class__`
+    return pack(variables, common, variables, classes)
 
 
 def pack_call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], common: Common) -> Payload:
@@ -204,40 +206,49 @@ class Pickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
         super().__init__(file, protocol=5, buffer_callback=keep, recurse=False)
         self._known = common
         self._anew = {id(thing) for thing in anew}
+        self._constants: dict[int, Any] = {}  # by id; of the classes that have gone by value
+        self._functions: dict[int, tuple[Any, ...]] = {}  # by id; their parts
 
     def reducer_override(self, obj: Any) -> Any:
+        kind: Any = type(obj)  # a proxy's `__class__` may raise
         name = self._known.name_of(obj)
         if name is not None:
             change = change_of(obj, self._known.before[name]) if id(obj) in self._anew else ()
             return find_common, (name,), *change
-        if type(obj) is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
+        if id(obj) in self._constants:
+            return reduce_constant(obj)
+        if kind is bytes and len(obj) >= LONG:  # to copy them would hold the GIL for seconds
             return rebuild_bytes, (pickle.PickleBuffer(obj),)
-        if isinstance(obj, types.ModuleType) and sys.modules.get(obj.__name__) is obj:
+        if issubclass(kind, types.ModuleType) and id(sys.modules.get(obj.__name__)) == id(obj):
             return import_module, (obj.__name__,)  # dill would send the state of a user's module along
-        if isinstance(obj, _HAVE_NAMES) and _is_importable(obj):
+        if issubclass(kind, _HAVE_NAMES) and _is_importable(obj):
             # dill looks into the parent module for it, where torch.optim deletes its own
             return _global_name(obj)
-        if isinstance(obj, _ARE_CLASSES):
+        if issubclass(kind, _ARE_CLASSES):
             reduced = reduce_class(obj, id(obj) in self._anew)
             if reduced is not None:
+                self._constants |= {id(value): value for value in own_constants(obj)}
                 return reduced
-        if isinstance(obj, _FILES) and _would_be_emptied(obj):
+        if kind is types.FunctionType and has_copied_globals(obj):
+            if id(obj) not in self._functions:  # it may refer to itself
+                self._functions[id(obj)] = parts_of_function(obj)
+            return assemble, self._functions[id(obj)]
+        if kind is types.CellType and self._is_there(obj):
+            return types.CellType, (obj.cell_contents,)  # dill may fill it late: the class's methods are needed before
+        if issubclass(kind, _FILES) and _would_be_emptied(obj):
             raise TypeError("a file that is open for writing cannot be opened twice: that would empty it")
-        if isinstance(obj, _RLOCK):
+        if issubclass(kind, _RLOCK):
             return threading.RLock, ()  # dill's is held by nobody, for ever: a cached_property of Python 3.11 hangs
-        if type(obj) is dict and obj is vars(sys.modules["__main__"]):
+        if kind is dict and obj is vars(sys.modules["__main__"]):
             return _main_namespace, ()
-        torch: Any = sys.modules.get("torch")
-        if torch is not None:
-            if isinstance(obj, torch.nn.Parameter) and obj.device.type not in ("cpu", "meta"):
-                return torch.nn.Parameter(obj.detach().cpu(), obj.requires_grad).__reduce_ex__(5)
-            if isinstance(obj, torch.Tensor) and obj.device.type not in ("cpu", "meta"):
-                return obj.cpu().__reduce_ex__(5)
-            if isinstance(obj, torch.storage.TypedStorage):
-                return _rebuild_typed, (obj._untyped_storage, obj.dtype)
-            if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
-                return _rebuild_storage, (obj.nbytes(), *_storage_buffer(torch, obj))
-        return NotImplemented
+        return reduce_tensor(obj)
+
+    def _is_there(self, cell: types.CellType) -> bool:
+        """Whether its contents come before it in the pickle."""
+        try:
+            return id(cell.cell_contents) in self.memo
+        except ValueError:  # it is empty
+            return False
 
 
 def _would_be_emptied(file: Any) -> bool:
@@ -261,28 +272,6 @@ def _is_importable(thing: Any) -> bool:
 def _main_namespace() -> dict[str, Any]:
     """What functions of the notebook see as their globals, on either side."""
     return vars(sys.modules["__main__"])
-
-
-def _storage_buffer(torch: Any, storage: Any) -> list[pickle.PickleBuffer]:
-    if not storage.nbytes():
-        return []
-    return [pickle.PickleBuffer(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())]
-
-
-def _rebuild_typed(untyped: Any, dtype: Any) -> Any:
-    torch = _torch()
-    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
-
-
-def _rebuild_storage(nbytes: int, buffer: Any = None) -> Any:
-    torch = _torch()
-    if not nbytes:
-        return torch.UntypedStorage(0)
-    return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
-
-
-def _torch() -> Any:
-    return import_module("torch")
 
 
 def _find_culprit(named: Mapping[str, Any], common: Common) -> tuple[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from nbsync.errors import TransferError
 from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol import idents
 from nbsync.protocol.familiar import FamiliarUnpickler
@@ -29,35 +31,35 @@ class Side:
     """A process, as far as classes are concerned: it knows those that it has made or received."""
 
     def __init__(self) -> None:
-        self._own: Any = {}, weakref.WeakValueDictionary()
+        self._own: Any = {}, {}
 
     @contextmanager
-    def _here(self) -> Iterator[None]:
-        before = idents._entries, idents._things
-        idents._entries, idents._things = self._own
+    def here(self) -> Iterator[None]:
+        before = idents._entries, idents._by_ident
+        idents._entries, idents._by_ident = self._own
         try:
             yield
         finally:
-            idents._entries, idents._things = before
+            idents._entries, idents._by_ident = before
 
     def pack(self, value: Any) -> Any:
-        with self._here(), warnings.catch_warnings():
+        with self.here(), warnings.catch_warnings():
             warnings.simplefilter("error")
             return pack(value)
 
     def pack_variables(self, **variables: Any) -> Any:
-        with self._here():
+        with self.here():
             return pack_variables(variables, Common())
 
     def unpack(self, payload: Any) -> Any:
-        with self._here():
+        with self.here():
             return unpack(payload)
 
     def cell(self, code: str, run: str = "", **given: Any) -> dict[str, Any]:
         """What a cell defines; with `run`, on a rank."""
         names: dict[str, Any] = {"__name__": "__main__", **given}
         exec(code, names)
-        with self._here():
+        with self.here():
             idents.identify_alike(names, run) if run else idents.identify(names)
         return names
 
@@ -194,6 +196,31 @@ def test_classes_of_libraries(sorts: ModuleType, sides: tuple[Side, Side], libra
     assert here.unpack(there.pack(arrived)) == sorts.value
 
 
+def test_globals_that_are_a_copy(monkeypatch: pytest.MonkeyPatch, sides: tuple[Side, Side]) -> None:
+    """A function that was made with a copy of the notebook's namespace takes along what only the copy has."""
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    names = vars(module)
+    exec("import threading\nlock = threading.Lock()\nold = model = iter([])\ndef g(): return 1", names)
+    copied = {**names, "extra": 2, "number": 3}
+    exec(
+        "def f(self, more=0, *, last=4):\n    'doc'\n    self.model = self.lock = more\n"
+        "    return [g(), extra, last, *(number for _ in 'a')], f",
+        copied,
+    )
+    here, there = sides
+    names["old"] = names["model"] = 1
+    f = copied["f"]
+    f.mark = f
+    payload = here.pack([f, f])
+    names["lock"] = None
+    one, two = there.unpack(payload)
+    assert one is two is one.mark
+    assert one(ModuleType("x")) == ([1, 2, 4, 3], one)
+    assert (one.__doc__, one.__qualname__, one.__module__) == ("doc", "f", "__main__")
+    assert "model" not in one.__globals__
+
+
 # ---- one class ----
 
 
@@ -262,12 +289,262 @@ def test_other_on_each_rank(sides: tuple[Side, Side], cell: str) -> None:
     assert made[0] is not made[1]
 
 
+_LAZY = """
+class Lazy:
+    @property
+    def __class__(self): raise RuntimeError("not yet")
+class C:
+    lazy, lazies = Lazy(), [Lazy()]
+"""
+_ENUM = """
+import enum
+class E(enum.Enum):
+    A = 1
+    def _raise(self): raise RuntimeError("not yet")
+    value = property(_raise)
+"""
+_CLOSED = """
+class Meta(type):
+    def __getattribute__(cls, name): raise RuntimeError("not yet")
+class Closed(metaclass=Meta): pass
+class C: pass
+"""
+
+
+def test_class_that_cannot_be_asked_for(sides: tuple[Side, Side]) -> None:
+    """A proxy may raise where it is asked for its class: the classes that hold it are told from others all the same."""
+    kernel = Side()
+    for side in sides:
+        assert id(side.cell(_LAZY, "7")["C"]) in side._own[0]
+        assert id(side.cell(_CLOSED, "8")["C"]) in side._own[0]
+    arrived = [kernel.unpack(side.pack(side.cell(_ENUM, "9")["E"].A)) for side in sides]
+    assert arrived[0] is arrived[1]
+    names = kernel.cell(f"{_LAZY}value = Lazy()")
+    assert id(names["C"]) in kernel._own[0]
+    with pytest.raises(TransferError, match="value of type Lazy cannot be sent"):
+        kernel.pack_variables(value=names["value"])
+
+
 def test_before_the_fork(sides: tuple[Side, Side]) -> None:
     """The classes that a copy of the notebook has are known by their idents, also inner and nameless ones."""
     kernel, _ = sides
     names = kernel.cell("class C:\n    class Inner: pass\nvalue = type('Nameless', (), {})()")
     for cls in (names["C"], names["C"].Inner, type(names["value"])):
         assert id(cls) in kernel._own[0]
+
+
+# ---- a class that holds instances of its own ----
+
+_OWN_INSTANCES = {
+    "frozen with slots": """
+import dataclasses
+@dataclasses.dataclass(frozen=True, slots=True)
+class C:
+    r: int
+    g: int = 0
+C.RED = C(255)
+make = lambda: C(1, 2)
+check = lambda new: (new.RED.r, new.RED.g) == (255, 0)
+""",
+    "own __setitem__": """
+class C(dict):
+    def __setitem__(self, key, value):
+        super().__setitem__(key.upper(), value)
+C.DEFAULT = C(); C.DEFAULT["a"] = 1
+make = lambda: C(B=2)
+check = lambda new: new.DEFAULT == {"A": 1}
+""",
+    "own append": """
+class C(list):
+    def append(self, value): super().append(value)
+    def extend(self, values): super().extend(values)
+C.FIRST = C([1, 2])
+make = lambda: C([3])
+check = lambda new: new.FIRST == [1, 2]
+""",
+    "own __setstate__": """
+class C:
+    def __init__(self, x): self.x = x
+    def __getstate__(self): return {"x": self.x}
+    def __setstate__(self, state): self.__dict__.update(state); self.is_back = True
+C.ZERO = C(0)
+make = lambda: C(1)
+check = lambda new: (new.ZERO.x, new.ZERO.is_back) == (0, True)
+""",
+    "own __setattr__": """
+class C:
+    __slots__ = ("_x",)
+    def __setattr__(self, name, value): object.__setattr__(self, "_" + name.lstrip("_"), value)
+C.ZERO = C(); C.ZERO.x = 3
+make = C
+check = lambda new: new.ZERO._x == 3
+""",
+    "own __new__": """
+class C(float):
+    def __new__(cls, value, unit="K"):
+        self = super().__new__(cls, value)
+        self.unit = unit
+        return self
+    def __getnewargs__(self): return float(self), self.unit
+C.ZERO = C(273.0, "C")
+make = lambda: C(1.0)
+check = lambda new: (new.ZERO, new.ZERO.unit) == (273.0, "C")
+""",
+    "own __reduce__": """
+class C:
+    def __init__(self, x): self.x = x
+    @classmethod
+    def of(cls, x): return cls(x)
+    def __reduce__(self): return C.of, (self.x,)
+C.ROOT = C(7)
+make = lambda: C(1)
+check = lambda new: new.ROOT.x == 7
+""",
+    "one only": """
+class C:
+    one = None
+    def __new__(cls):
+        if cls.one is None:
+            cls.one = super().__new__(cls)
+        return cls.one
+make = C
+C().x = 1
+check = lambda new: new() is new.one is new.mine and new.one.x == 1
+""",
+    "one only, of an int": """
+class C(int):
+    def __new__(cls, value=3):
+        if not hasattr(cls, "one"):
+            cls.one = super().__new__(cls, value)
+        return cls.one
+make = C
+C().x = 1
+check = lambda new: new() is new.one is new.mine and (new.one, new.one.x) == (3, 1)
+""",
+    "sets of them": """
+class C:
+    def __init__(self, x): self.x = x
+    def __hash__(self): return hash(self.x)
+    def __eq__(self, other): return self.x == other.x
+C.all, C.numbers = {C(1), C(2)}, {C(1): "one"}
+make = lambda: C(1)
+check = lambda new: (len(new.all), new(1) in new.all, new.numbers[new(1)]) == (2, True, "one")
+""",
+    "a descriptor": """
+class Doubled:
+    def __set_name__(self, owner, name): self.name = name
+    def __get__(self, instance, owner): return self if instance is None else instance.__dict__["_" + self.name]
+    def __set__(self, instance, value): instance.__dict__["_" + self.name] = 2 * value
+class C:
+    x = Doubled()
+    def __init__(self, x): self.x = x
+    def __getstate__(self): return {"x": self.x}
+    def __setstate__(self, state): self.x = state["x"] / 2
+C.ONE = C(1)
+make = lambda: C(2)
+check = lambda new: new.ONE.x == 2
+""",
+    "as a default": """
+class C:
+    def __init__(self, x): self.x = x
+    def __setstate__(self, state): super().__setattr__("x", state["x"])
+def plus(self, other=C(4)): return self.x + other.x
+C.plus = plus
+make = lambda: C(1)
+check = lambda new: new(1).plus() == 5
+""",
+    "inside a function's default": """
+class C:
+    def __init__(self, x): self.x = x
+    def __setstate__(self, state): super().__setattr__("x", state["x"])
+C.ONE = C(1)
+def make(default=C(2)):
+    return default
+value = make
+check = lambda new: new.ONE.x == 1
+""",
+    "a named tuple": """
+import typing
+class C(typing.NamedTuple):
+    x: int
+    def __hash__(self): return 7
+    def __eq__(self, other): return self.x == other.x
+C.all = {C(1)}
+make = lambda: C(2)
+check = lambda new: new(1) in new.all
+""",
+}
+
+
+@pytest.mark.parametrize("cell", _OWN_INSTANCES.values(), ids=_OWN_INSTANCES)
+def test_own_instances(monkeypatch: pytest.MonkeyPatch, sides: tuple[Side, Side], cell: str) -> None:
+    """They are rebuilt by the class's own methods, whichever comes first."""
+    here, there = sides
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    names = vars(module)
+    exec(cell, names)
+    names["C"].mine = names["make"]()
+    arrived = there.unpack(here.pack(names.get("value", names["C"].mine)))
+    new = type(arrived) if "value" not in names else type(arrived())
+    assert new is not names["C"]
+    assert names["check"](new)
+    assert type(new.mine) is new
+    assert there.unpack(here.pack_variables(C=names["C"]))["C"] is new
+    assert names["check"](new)
+
+
+def test_fails_rather_than_loses(sides: tuple[Side, Side]) -> None:
+    """What cannot be rebuilt yet is no instance without its values."""
+    here, there = sides
+    cell = """
+def make():
+    class C:
+        def __init__(self, x): self.x = x
+        def __getattribute__(self, name, own=[]): return object.__getattribute__(self, name)
+        def __setstate__(self, state): self.x = state["x"]
+    C.__getattribute__.__defaults__[0].append(C(1))
+    return C
+C = make()
+"""
+    payload = here.pack(here.cell(cell)["C"])
+    with pytest.raises(TransferError, match="__getattribute__ is called while its class is still being rebuilt"):
+        there.unpack(payload)
+
+
+def test_metaclass_with_a_registry(sides: tuple[Side, Side]) -> None:
+    """A class that its metaclass, or its base, has in a list is made before these are whole, and once."""
+    here, there = sides
+    cell = """
+class Meta(type):
+    made = {}
+    def __new__(meta, name, bases, names):
+        cls = super().__new__(meta, name, bases, names)
+        meta.made[name] = cls
+        return cls
+    def __init__(cls, *args): super().__init__(*args)
+    def __call__(cls, *args): return super().__call__(*args)
+class Base:
+    known = []
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        cls.known.append(cls)
+class C(Base, metaclass=Meta):
+    def f(self): return 1
+class Late(Base, metaclass=Meta): pass
+Meta.first = C
+"""
+    names = here.cell(cell)
+    arrived = there.unpack(here.pack(names["C"]()))
+    new = type(arrived)
+    assert arrived.f() == 1
+    assert [*type(new).made] == ["Base", "C", "Late"][1:]
+    assert type(new).made["C"] is new
+    assert [cls.__name__ for cls in new.known] == ["C", "Late"]
+    assert new.known[0] is new
+    later = type(new)("Later", (new,), {})
+    assert later() is not None
+    assert (type(new).made["Later"], new.known[-1]) == (later, later)
 
 
 # ---- methods and attributes ----
@@ -286,6 +563,25 @@ def test_pushed_class_is_brought_up_to_date(sides: tuple[Side, Side]) -> None:
     assert (config.rate, config.show()) == (1, 1)
     there.unpack(here.pack_variables(Config=own, config=own()))
     assert (config.rate, config.show(), config.more, config.mine) == (2, "new", 3, 4)
+
+
+def test_pushed_kinds_are_brought_up_to_date(sides: tuple[Side, Side]) -> None:
+    """So are named tuples and enumerations; these keep their members."""
+    here, there = sides
+    names = here.cell(
+        "import enum, typing\nclass Pair(typing.NamedTuple):\n    a: int\n    def show(self): return 1\n"
+        "class Color(enum.Enum):\n    RED = 1\n    def show(self): return 1\n"
+    )
+    pair, red = names["Pair"](1), names["Color"].RED
+    copies = there.unpack(here.pack([pair, red]))
+    type(copies[1]).mine = 4
+    for cls in (type(pair), type(red)):
+        cls.show, cls.rate = lambda self: "new", 2
+    there.unpack(here.pack([pair, red, type(pair), type(red)]))
+    assert [(copy.show(), hasattr(copy, "rate")) for copy in copies] == [(1, False), (1, False)]
+    there.unpack(here.pack_variables(Pair=type(pair), Color=type(red), values=[pair, red]))
+    assert [(copy.show(), copy.rate) for copy in copies] == [("new", 2), ("new", 2)]
+    assert (type(copies[1]).RED, type(copies[1]).mine, type(copies[1])(1)) == (copies[1], 4, copies[1])
 
 
 def test_pushed_class_from_before_the_start(sorts: ModuleType) -> None:
@@ -342,6 +638,28 @@ def test_half_made_is_completed(sides: tuple[Side, Side]) -> None:
         there.unpack(here.pack(own()))
     del own.first
     assert there.unpack(here.pack(own())).f() == 1
+
+
+def test_two_threads(sides: tuple[Side, Side]) -> None:
+    """What receives a class twice at the same time has it once."""
+    here, there = sides
+    names = here.cell(
+        "import enum\nclass C:\n    x = list(range(99))\n    def f(self): return len(self.x)\n"
+        "class E(enum.Enum):\n    A = 1\n    def f(self): return self.value"
+    )
+    payload = here.pack([names["C"](), names["E"].A])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(15):
+            with there.here(), ThreadPoolExecutor(4) as pool:
+                arrived = list(pool.map(lambda _: unpack(payload), range(4)))
+            assert {(type(c), e) for c, e in arrived} == {(type(arrived[0][0]), arrived[0][1])}
+            assert [(c.f(), e.f()) for c, e in arrived] == [(99, 1)] * 4
+            del arrived
+            gc.collect()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_nothing_is_kept(sides: tuple[Side, Side]) -> None:

@@ -138,7 +138,7 @@ def test_nothing_is_kept(started: Started) -> None:
     notebook = started.notebook
     count = (
         "import gc, nbsync.protocol.idents as idents\ngc.collect()\nsum(1 for cls in object.__subclasses__() if "
-        "cls.__name__ == 'Passing') + sum(getattr(idents.find(i), '__name__', '') == 'Passing' for i in idents._things)"
+        "cls.__name__ == 'Passing') + sum(getattr(idents.find(i), '__name__', '') == 'Passing' for i in [*idents._by_ident])"
     )
     loop = (
         "for n in range({}):\n    class Passing:\n        def f(self): return Passing\n    passing = Passing()\n"
@@ -147,3 +147,20 @@ def test_nothing_is_kept(started: Started) -> None:
     notebook.run(loop.format(30), GUARD).ok()
     assert notebook.run(count).ok().texts == ["2"]
     assert started.run(count).ok().texts == ["[0-1] 2"]
+
+
+def test_attrs(started: Started) -> None:
+    """The methods that attrs makes have a copy of the notebook's namespace as their globals."""
+    pytest.importorskip("attrs")
+    notebook = started.notebook
+    cell = (
+        "import attrs\n@attrs.frozen\nclass Config:\n    x: int = attrs.field(default=1, converter=int)\n"
+        "    y: list = attrs.field(factory=list, eq=False)\nConfig.FIRST = Config(7)\n"
+    )
+    notebook.run(f"{cell}config = Config(5)\n%nbsync push config Config").ok()
+    check = "config == Config('5'), Config.FIRST, hash(config) == hash(Config(5))"
+    assert started.run(check).ok().texts == ["[0-1] (True, Config(x=7, y=[]), True)"]
+    assert notebook.run("nbsync.session().pull('config') == [config, config]").ok().texts == ["True"]
+    started.run(f"{cell}config = Config(rank)").ok()
+    assert notebook.run("nbsync.session().pull('config')").ok().texts == ["[Config(x=0, y=[]), Config(x=1, y=[])]"]
+    assert notebook.run("type(nbsync.session().pull('config')[1]).FIRST.x").ok().texts == ["7"]
