@@ -137,8 +137,9 @@ def test_nothing_is_kept(started: Started) -> None:
     """Redefinitions that travel leave nothing behind, in the notebook and on the ranks."""
     notebook = started.notebook
     count = (
-        "import gc, nbsync.protocol.idents as idents\ngc.collect()\nsum(1 for cls in object.__subclasses__() if "
-        "cls.__name__ == 'Passing') + sum(getattr(idents.find(i), '__name__', '') == 'Passing' for i in [*idents._by_ident])"
+        "import gc, nbsync.protocol.idents as idents\ngc.collect()\n"
+        "sum(1 for cls in object.__subclasses__() if cls.__name__ == 'Passing') + "
+        "sum(getattr(idents.find(i), '__name__', '') == 'Passing' for i in [*idents._by_ident])"
     )
     loop = (
         "for n in range({}):\n    class Passing:\n        def f(self): return Passing\n    passing = Passing()\n"
