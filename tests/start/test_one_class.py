@@ -138,7 +138,8 @@ def test_nothing_is_kept(started: Started) -> None:
     notebook = started.notebook
     count = (
         "import gc, nbsync.protocol.idents as idents\ngc.collect()\nsum(1 for cls in object.__subclasses__() if "
-        "cls.__name__ == 'Passing') + sum(getattr(idents.find(i), '__name__', '') == 'Passing' for i in [*idents._by_ident])"
+        "cls.__name__ == 'Passing') + sum(getattr(idents.find(i), '__name__', '') == 'Passing' "
+        "for i in list(idents._by_ident))"
     )
     loop = (
         "for n in range({}):\n    class Passing:\n        def f(self): return Passing\n    passing = Passing()\n"
