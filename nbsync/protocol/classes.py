@@ -166,6 +166,11 @@ def _fill_anew(cls: Any, how: tuple[Any, ...]) -> None:
     idents.set_whole(cls)
 
 
+def asks_half_made(thing: Any) -> bool:
+    """Whether this is a class, or an instance of one, that has not got its attributes yet."""
+    return not idents.is_whole(thing if issubclass(type(thing), type) else type(thing))
+
+
 def _recipe(cls: Any) -> Recipe:
     attributes = attributes_of(cls)
     known = {name: value for name, value in attributes.items() if type(value) in _ATOMS or name in _FROM_THE_BEGINNING}

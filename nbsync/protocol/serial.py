@@ -19,7 +19,7 @@ from typing import Any
 import dill
 
 from nbsync.errors import TransferError
-from nbsync.protocol.classes import change_of, own_constants, reduce_class, reduce_constant
+from nbsync.protocol.classes import asks_half_made, change_of, own_constants, reduce_class, reduce_constant
 from nbsync.protocol.functions import assemble, has_copied_globals, parts_of_function
 from nbsync.protocol.kinds import VARIABLES
 from nbsync.protocol.messages import Payload
@@ -161,12 +161,19 @@ def unpack(payload: Payload, common: Common | None = None, unpickler: Callable[.
     except Unfamiliar:
         raise
     except Exception as error:  # a user's __setstate__ may raise anything
-        hint = " This process is in none: pull what is wrapped (`ddp_model.module`)" if _NO_GROUP in str(error) else ""
         raise TransferError(
-            f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}{hint}"
+            f"a value arrived but cannot be rebuilt in this process: {type(error).__name__}: {error}{_hint(error)}"
         ) from error
     finally:
         del _in_use.common
+
+
+def _hint(error: Exception) -> str:
+    if _NO_GROUP in str(error):
+        return " This process is in none: pull what is wrapped (`ddp_model.module`)"
+    if isinstance(error, AttributeError) and asks_half_made(error.obj):
+        return ". The class holds instances of its own, which are rebuilt before it has this attribute"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -507,6 +507,19 @@ def make():
     return C
 C = make()
 """
+    table = """
+class C:
+    table = {}
+    def __new__(cls, key):
+        if key not in cls.table:
+            cls.table[key] = super().__new__(cls)
+        return cls.table[key]
+    def __getnewargs__(self): return (1,)
+C(1)
+"""
+    payload = here.pack(here.cell(table)["C"])
+    with pytest.raises(TransferError, match=r"no attribute 'table'\. The class holds instances of its own"):
+        there.unpack(payload)
     payload = here.pack(here.cell(cell)["C"])
     with pytest.raises(TransferError, match="__getattribute__ is called while its class is still being rebuilt"):
         there.unpack(payload)
