@@ -159,7 +159,7 @@ def _fill_new(cls: Any, how: tuple[Any, ...]) -> None:
 
 
 def _fill_anew(cls: Any, how: tuple[Any, ...]) -> None:
-    _, attributes, finish, state = how
+    _, attributes, finish, state = how  # the waves before them were set as they were unpickled
     set_attributes(cls, attributes)
     if finish is not None:
         finish(cls, state)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
-import time
-
 import pytest
-from worlds import GUARD, Ranks
+from worlds import Ranks
 
 _MODEL = """from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
@@ -60,13 +57,7 @@ def test_row_02_between_the_passes(model: Ranks) -> None:
 
 def test_row_16_in_an_fsdp1_step(model: Ranks) -> None:
     """Wherever it was interrupted."""
-    moments = random.Random(16)
-    for _ in range(4):
-        model.begin("while True: norm()")
-        time.sleep(moments.random() / 20)
-        model.notebook.interrupt()
-        model.notebook.wait(GUARD).failed("KeyboardInterrupt")
-        assert model.run("norm() == norm() == expected").ok().texts == ["[0-1] True"]
+    model.interrupt_anywhere("while True: norm()", "norm() == norm() == expected")
     model.assert_whole()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import secrets
 import time
@@ -52,6 +53,16 @@ class Ranks:
         outcome = self.notebook.wait(timeout)
         outcome.seconds = time.monotonic() - asked
         return outcome
+
+    def interrupt_anywhere(self, code: str, check: str) -> None:
+        """Interrupt a cell that goes on for ever, at random moments; `check` must be true on all ranks after each."""
+        moments = random.Random(16)
+        for _ in range(4):
+            self.begin(code)
+            time.sleep(moments.random() / 20)
+            self.notebook.interrupt()
+            self.notebook.wait(GUARD).failed("KeyboardInterrupt")
+            assert self.run(check).ok().texts == [f"[0-{self.size - 1}] True"]
 
     # ---- state ----
 

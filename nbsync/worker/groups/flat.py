@@ -17,6 +17,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store
 
+from nbsync.worker.groups.sharded import tell_it_is_lost
 from nbsync.worker.libraries.imports import after_import
 
 _MODULE = "torch.distributed.fsdp.fully_sharded_data_parallel"
@@ -91,12 +92,7 @@ def _put_back(root: Any, name: str) -> None:
     try:
         _rest(root)
     except Exception as error:  # whatever it is, the user must know that the model is of no use any more
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(
-            f"nbsync: the FSDP1 model {name.split()[0]} was cut in the middle of a pass and cannot be put back "
-            f"({reason}): it must be built again",
-            file=sys.stderr,
-        )
+        tell_it_is_lost(f"the FSDP1 model {name.split()[0]}", error)
 
 
 def _rest(root: Any) -> None:

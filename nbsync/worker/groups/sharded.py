@@ -78,12 +78,7 @@ class ShardKeeper:
         except Exception as error:  # whatever it is, the user must know that the model is of no use any more
             if root not in self._dead:
                 self._dead.add(root)
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                print(
-                    f"nbsync: the FSDP2 model {_kind(root)} was cut in the middle of a pass and cannot be put back "
-                    f"({reason}): it must be built again",
-                    file=sys.stderr,
-                )
+                tell_it_is_lost(f"the FSDP2 model {_kind(root)}", error)
 
     def tell(self, store: Store, rank: int) -> None:
         """Tell the other ranks which models have lost a backward pass here."""
@@ -101,6 +96,15 @@ class ShardKeeper:
         for name, root, cut in models:
             self._put_back(root, Cut.BACKWARD if name in lost or name[0] in unknown else cut)
         self.are_uneven, self._agreed = False, True
+
+
+def tell_it_is_lost(model: str, error: Exception) -> None:
+    """Say that `model` cannot be put back, for `error`."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(
+        f"nbsync: {model} was cut in the middle of a pass and cannot be put back ({reason}): it must be built again",
+        file=sys.stderr,
+    )
 
 
 def _tell_of_earlier(root: Any) -> None:
