@@ -197,10 +197,15 @@ def _slow_ranks(pair: Ranks) -> Iterator[None]:
         pair.run(_FAST).ok()
 
 
-def _interrupt_in_the_middle(notebook: Notebook, cell: str, moves: str) -> Outcome:
-    """Run a cell, and interrupt it when a tenth of a GB or more of a value was moved."""
+def _interrupt_in_the_middle(notebook: Notebook, cell: str, moves: str, ranks: int = 2) -> Outcome:
+    """Run a cell, and interrupt it when as many ranks have each moved a tenth of a GB or more of a value."""
+
+    def all_move(shown: Outcome) -> bool:
+        told = [bundle.get("text/plain", "") for bundle in shown.history]
+        return any(len(re.findall(f"{moves} 0[.][1-9] of", text)) == ranks for text in told)
+
     notebook.start(cell)
-    notebook.wait_for(lambda shown: re.search(f"{moves} 0[.][1-9] of", str(shown.history)) is not None, GUARD)
+    notebook.wait_for(all_move, GUARD)
     notebook.interrupt()
     return notebook.wait(GUARD)
 
@@ -223,7 +228,7 @@ def test_row_31_interrupted_return(pair: Ranks, kind: str) -> None:
         pair.run("kept = len(value)").ok()
         assert "ranks 0-1: idle" in notebook.run("%nbsync status").ok().stdout
         _assert_released(notebook.pid, before)
-        error = _interrupt_in_the_middle(notebook, _PULL.format(ranks="1"), "sends").failed("KeyboardInterrupt")
+        error = _interrupt_in_the_middle(notebook, _PULL.format(ranks="1"), "sends", 1).failed("KeyboardInterrupt")
         assert error.evalue == "rank 1: interrupted while it sent 0.5 GB"
     check = "[len(value) for value in nbsync.session().pull('value')] == nbsync.session().pull('kept')"
     assert notebook.run(check, GUARD).ok().texts == ["True"]
