@@ -13,7 +13,10 @@ from nbsync.protocol.userlines import is_users
 
 _SPOKEN = {
     "wait_at_barrier": "wait_for_everyone",
-    "_pre_forward": "DDP's forward",
+    **dict.fromkeys(("_pre_forward", "_distributed_broadcast_coalesced"), "DDP's forward"),
+    **dict.fromkeys(
+        ("_verify_param_shape_across_processes", "_sync_params_and_buffers"), "the construction of a model"
+    ),
     # What functional collectives return waits in these when it is used: for which of them, only C++ knows.
     **dict.fromkeys(("wait_tensor", "trigger_wait", "__torch_dispatch__", "__repr__"), ASYNCHRONOUS),
 }
@@ -30,7 +33,7 @@ _COLLECTIVE_FILES = (
 
 _STORE = os.path.join("nbsync", "worker", "groups", "storewaits.py")
 _STARTS = os.path.join("nbsync", "worker", "groups", "storestarts.py")
-_WATCH = os.path.join("nbsync", "worker", "groups", "watch.py")
+_WATCH = tuple(os.path.join("nbsync", "worker", "groups", name) for name in ("watch.py", "reducer.py"))
 
 
 def describe_line(filename: str, lineno: int) -> str:

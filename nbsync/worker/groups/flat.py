@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 from torch._C._distributed_c10d import Store
 
+from nbsync.worker.groups.names import Names
 from nbsync.worker.groups.sharded import tell_it_is_lost
 from nbsync.worker.libraries.imports import after_import
 
@@ -34,7 +34,7 @@ class FlatKeeper:
     def __init__(self) -> None:
         self.are_uneven = False
         self._known: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # models, with their names
-        self._numbers: Counter[str] = Counter()  # of the models that look the same
+        self._names = Names()
         self._lost: set[str] = set()  # models whose pass was cut here
 
     def install(self) -> None:
@@ -47,9 +47,7 @@ class FlatKeeper:
 
         def __init__(model: Any, *args: Any, **kwargs: Any) -> None:
             original(model, *args, **kwargs)
-            look = type(model.module).__name__
-            keeper._numbers[look] += 1
-            keeper._known[model] = f"{look} #{keeper._numbers[look]}"
+            keeper._known[model] = keeper._names.give(type(model.module).__name__)
 
         __init__.__doc__ = original.__doc__
         kind.__init__ = __init__
@@ -66,11 +64,15 @@ class FlatKeeper:
 
     def tell(self, store: Store, rank: int) -> None:
         """Tell the other ranks which models have lost a pass here."""
-        store.set(f"flat/{rank}", json.dumps(sorted(self._lost)))
+        store.set(f"flat/{rank}", json.dumps([sorted(self._lost), self._names.given]))
 
     def agree(self, store: Store, ranks: Iterable[int]) -> None:
         """Put the models back that have lost a pass on any of `ranks`, without gradients."""
-        lost = {name for rank in ranks for name in json.loads(store.get(f"flat/{rank}"))}
+        lost: set[str] = set()
+        for rank in ranks:
+            theirs, given = json.loads(store.get(f"flat/{rank}"))
+            lost.update(theirs)
+            self._names.catch_up(given)
         for model, name in self._roots():
             if name in lost:
                 _put_back(model, name)

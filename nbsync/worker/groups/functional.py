@@ -70,8 +70,6 @@ def _beginning(operator: Any, method: str, begin: Callable[..., Any]) -> Callabl
         group = given["group_name"]
         if not isinstance(group, dist.ProcessGroup):
             group = c10d._resolve_process_group(group)
-        if group.size() == 1 or group not in c10d._world.pg_group_ranks:
-            return do()
         return begin(method, group, lambda: _intent(method, given), do)
 
     return kernel

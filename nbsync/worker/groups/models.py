@@ -81,6 +81,7 @@ class ModelKeeper:
             if name in self._told:
                 others = [json.loads(store.get(f"models/{rank}")).get(name, []) for rank in ranks]
                 for model, goes_on in zip(self._told[name], _go_on(others), strict=False):
+                    model.require_forward_param_sync = True  # a rank that was within `no_sync` would not sync buffers
                     if not goes_on and _renew_first not in model._forward_pre_hooks.values():
                         model.register_forward_pre_hook(_renew_first, prepend=True)
                 if _look_alike(others):

@@ -11,7 +11,6 @@ import functools
 import json
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from torch._C._distributed_c10d import Store
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from nbsync.errors import ranks_do
+from nbsync.worker.groups.names import Names
 
 _DTENSOR = "torch.distributed.tensor"  # slow to import, and whoever uses it has done so
 
@@ -55,7 +55,7 @@ class StepKeeper:
     def __init__(self, flat: Callable[[], set[int]]) -> None:
         self.are_torn, self._flat = False, flat
         self._known: WeakKeyDictionary[Optimizer, Steps] = WeakKeyDictionary()
-        self._numbers: Counter[str] = Counter()  # of the optimizers that look the same
+        self._names = Names()
 
     def install(self) -> None:
         """Take note of each optimizer that is made from now on, and of its steps."""
@@ -66,8 +66,7 @@ class StepKeeper:
             original(optimizer, *args, **kwargs)
             look = keeper._look(optimizer)
             if look is not None:
-                keeper._numbers[look] += 1
-                keeper._known[optimizer] = Steps(f"{look} #{keeper._numbers[look]}")
+                keeper._known[optimizer] = Steps(keeper._names.give(look))
 
         kind.__init__ = __init__  # type: ignore[method-assign, assignment]
         register_optimizer_step_pre_hook(self._begin)
@@ -109,13 +108,13 @@ class StepKeeper:
     def tell(self, store: Store, rank: int) -> None:
         """Tell the other ranks of the optimizers here."""
         steps = {each.name: (each.made, each.is_torn) for each in self._known.values()}
-        store.set(f"steps/{rank}", json.dumps([steps, self._numbers]))
+        store.set(f"steps/{rank}", json.dumps([steps, self._names.given]))
 
     def agree(self, store: Store, ranks: Iterable[int], mine: int) -> None:
         """Tell once of each optimizer that is not at the end of the same step on all that have it; the first tells."""
         told = {rank: json.loads(store.get(f"steps/{rank}")) for rank in ranks}
-        for _, numbers in told.values():
-            self._numbers |= Counter(numbers)  # later ones have the same name again on all ranks
+        for _, given in told.values():
+            self._names.catch_up(given)
         for steps in self._known.values():
             found = {rank: tuple(others[steps.name]) for rank, (others, _) in told.items() if steps.name in others}
             if len({made for made, _ in found.values()}) > 1 or any(is_torn for _, is_torn in found.values()):

@@ -3,13 +3,12 @@
 When shapes, types or operations differ between ranks, gloo gives an error that tells little, hangs, or gives wrong
 numbers. So before a blocking collective the ranks compare what they are about to do; a difference is an error on every
 rank, and the group stays usable. The methods of `ProcessGroup` are wrapped, so every Python path is covered: also
-functions imported before the start, and groups made by user code. What C++ starts by itself (DDP's backward) is not
-compared.
+functions imported before the start, and groups made by user code.
 
-Operations that do not block (`async_op=True`, `isend`, `irecv`, functional collectives), and those between two ranks,
-are not compared before: waiting for the others there could stop a program that is right. They are compared afterwards
-(see underway.py). The same holds where torch pairs what blocks with what does not: in `Join`, where ranks that have no
-more data answer for those that do.
+Operations that do not block (`async_op=True`, `isend`, `irecv`, functional collectives, those of DDP's backward pass),
+and those between two ranks, are not compared before: waiting for the others there could stop a program that is right.
+They are compared afterwards (see underway.py). The same holds where torch pairs what blocks with what does not: in
+`Join`, where ranks that have no more data answer for those that do.
 """
 
 from __future__ import annotations
@@ -39,12 +38,14 @@ from nbsync.worker.groups.operations import (
     intent_of,
     python_name,
 )
+from nbsync.worker.groups.reducer import ReducerWatch
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
 _CPU = torch.device("cpu")
+_BLOCKING = "blocking"
 _NEAR = 8  # frames from a method of `ProcessGroup` to who wants it, within torch
 _MESSAGES = {"send": ("tensors", "dstRank", "tag"), "recv": ("tensors", "srcRank", "tag")}
 
@@ -74,6 +75,7 @@ class CollectiveWatch:
         self._main = threading.get_ident()
         self._here = threading.local()
         self._counting = threading.Lock()
+        self._reducer = ReducerWatch(self.begin, self.wait, lambda: self._is_inside)
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
@@ -81,6 +83,7 @@ class CollectiveWatch:
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
             setattr(kind, method, _like(getattr(kind, method), self._collective(method, getattr(kind, method))))
         self._functional = watch_functional(self.begin, self.wait)
+        self._reducer.install()
         for method in _MESSAGES:
             setattr(kind, method, _like(getattr(kind, method), self._message(method, getattr(kind, method))))
         kind.monitored_barrier = _like(kind.monitored_barrier, self._unnumbered(kind.monitored_barrier))
@@ -91,6 +94,7 @@ class CollectiveWatch:
         """The groups begin a new life: count from zero again."""
         self.current, self.has_failed = None, False
         self.underway.forget()
+        self._reducer.forget()
         for known in (self._numbers, self._messages, self._from_anybody):
             known.clear()
 
@@ -104,29 +108,34 @@ class CollectiveWatch:
         needed = 0 if compared is None else compared + 1  # arguments; torch gives them by position
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-            is_ours = not self._is_inside and len(args) >= needed
-            if not is_ours or group.size() == 1 or group not in c10d._world.pg_group_ranks:
+            if len(args) < needed or not self._is_watched(group):
                 return original(group, *args, **kwargs)
             options = kwargs.get("opts", args[-1] if args else None)
-            is_compared = self._compares and _CPU in group._device_types
-            if not getattr(options, "asyncOp", True):
-                number = self._count(self._numbers, group.group_name)
-                awaited = _as_collective(method, group, number)
-
-                def do() -> Any:
-                    if is_compared and not _answers_for_others():
-                        self._comparison.make(group, awaited.ranks, intent_of(method, args, options).told)
-                    work = original(group, *args, **kwargs)
-                    if work is not None:
-                        work.wait()  # the caller waits once more, which returns at once: this covers the whole wait
-                    return work
-
-                return self._wait_in(awaited, do)
-            return self.begin(
+            begin = self.begin if getattr(options, "asyncOp", True) else self._block
+            return begin(
                 method, group, lambda: intent_of(method, args, options), lambda: original(group, *args, **kwargs)
             )
 
         return call
+
+    def _block(self, method: str, group: Any, intent: Callable[[], Intent], do: Callable[[], Any]) -> Any:
+        """Do what blocks. Its ranks compare what they mean before."""
+        number = self._count(self._numbers, group.group_name)
+        ranks, key, told, must = _ranks_of(group), f"{group.group_name}/{number}", "", None
+        if self._is_compared(group):
+            told = intent().told
+            must = self.underway.note(key, _BLOCKING, f"{_BLOCKING} {told}")  # which others may not have compared
+        collective = Collective(python_name(method), group.group_name, ranks, number, must)
+
+        def compare_and_do() -> Any:
+            if told:
+                self._comparison.make(group, ranks, told)
+            work = do()
+            if work is not None:
+                work.wait()  # the caller waits once more, which returns at once: this covers the whole wait
+            return work
+
+        return self._or_difference(Begun(collective, ranks, key, must), compare_and_do)
 
     def begin(self, method: str, group: Any, intent: Callable[[], Intent], do: Callable[[], Any]) -> Any:
         """Begin what does not block. Its ranks compare what they meant when it has ended.
@@ -134,13 +143,19 @@ class CollectiveWatch:
         Args:
             do: gives the `Work`, or the tensors that will have the data.
         """
+        if not self._is_watched(group):
+            return do()
         with self._shield(), self._counted(self._numbers, group.group_name) as number:
             key, must = f"{group.group_name}/{number}", None
-            if self._compares and _CPU in group._device_types:
+            if self._is_compared(group):
                 meant = intent()
                 must = self.underway.note(key, meant.must, meant.told)
-            collective = _as_collective(method, group, number, must)
-            return self.underway.keep(do(), Begun(collective, collective.ranks, key, must))
+            collective = Collective(python_name(method), group.group_name, _ranks_of(group), number, must)
+            self._here.is_inside = True
+            try:
+                return self.underway.keep(do(), Begun(collective, collective.ranks, key, must))
+            finally:
+                self._here.is_inside = False
 
     def _unnumbered(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What torch itself makes of messages, and compares nothing of."""
@@ -186,17 +201,23 @@ class CollectiveWatch:
         if self._is_inside:
             return do()
         begun = self.underway.take(handle)
-        try:
-            done = self._wait_in(begun.what, do)
-        except RuntimeError:
-            better = self.underway.difference(begun) or self.underway.cut_off(handle)  # which can say more
-            if better is None:
-                raise
-            raise better from None
+        done = self._or_difference(begun, do, lambda: self.underway.cut_off(handle))
         difference = self.underway.difference(begun)
         if difference is not None:
             raise difference
         return done
+
+    def _or_difference(
+        self, begun: Begun, do: Callable[[], Any], reason: Callable[[], Exception | None] = lambda: None
+    ) -> Any:
+        """Do what waits. Where it fails and there is a difference or another `reason` to tell, that says more."""
+        try:
+            return self._wait_in(begun.what, do)
+        except RuntimeError:
+            better = self.underway.difference(begun) or reason()
+            if better is None:
+                raise
+            raise better from None
 
     def _wait_in(self, what: Collective | Message | None, do: Callable[[], Any]) -> Any:
         """Do what waits. No generator for this: an interrupt could leave one suspended, with its state."""
@@ -220,6 +241,13 @@ class CollectiveWatch:
     def _is_inside(self) -> bool:
         """Whether this thread is in such an operation already, which makes others."""
         return getattr(self._here, "is_inside", False)
+
+    def _is_watched(self, group: Any) -> bool:
+        """Whether what is begun in this group now is known to all its ranks by a number."""
+        return not self._is_inside and group.size() > 1 and group in c10d._world.pg_group_ranks
+
+    def _is_compared(self, group: Any) -> bool:
+        return self._compares and _CPU in group._device_types and not _answers_for_others()
 
     def _count(self, numbers: Counter[str], what: str) -> int:
         with self._counting:
@@ -252,10 +280,6 @@ def _answers_for_others() -> bool:
         near.append(frame.f_code.co_filename)
         frame = frame.f_back
     return join.__file__ in near
-
-
-def _as_collective(method: str, group: Any, number: int, must: str | None = None) -> Collective:
-    return Collective(python_name(method), group.group_name, _ranks_of(group), number, must)
 
 
 def _ranks_of(group: Any) -> tuple[int, ...]:
