@@ -67,3 +67,15 @@ def test_row_02_an_fsdp1_model_is_a_step_behind(model: Ranks) -> None:
     outcome.failed("ValueError")
     assert "had not made the same optimizer steps: rank 0 is 1 ahead" in outcome.stderr
     model.assert_whole()
+
+
+def test_row_02_an_fsdp1_model_that_only_some_ranks_made(pair: Ranks) -> None:
+    """The ones that are made later are known by the same name again on all ranks."""
+    again = _MODEL.format(original=True)
+    pair.run(f"{again}\nalone = dist.new_group([1])").ok()
+    one = "if rank: FSDP(nn.Sequential(nn.Linear(2, 1)), process_group=alone, device_id=cpu)"
+    pair.fail(f"{one}\ninject.raise_error('row 2') if rank else dist.barrier()", "ValueError")
+    pair.run(again).ok()
+    pair.fail("norm(1, None, 'between')", "ValueError")
+    assert pair.run("norm() == norm() == expected").ok().texts == ["[0-1] True"]
+    pair.assert_whole()
