@@ -52,14 +52,13 @@ def test_row_02_a_timeout_that_was_not_caught(pair: Ranks) -> None:
 
 
 def test_row_02_a_timeout_caught_in_a_backward_pass(pair: Ranks) -> None:
-    """Only C++ sees it. So one more cell fails on a rank at least, which tells where, and the next one is well."""
+    """It has closed the connection for good, although C++ has begun what timed out: so the next cell is healed."""
     pair.run(
         "model = DDP(torch.nn.Linear(2, 2), process_group=g)\n"
         "def loss(): return model(torch.ones(2)).sum()\nloss().backward()\nnow = loss()"
     ).ok()
     pair.run(f"{_LATE}\ntry:\n    now.backward()\nexcept RuntimeError:\n    pass").ok()
-    outcome = pair.run("wait_at_most(60); dist.all_reduce(torch.ones(1), group=g)")
-    assert f"at Cell In[{outcome.number}], line 2" in outcome.failed("RuntimeError").traceback
+    pair.run("wait_at_most(60); dist.all_reduce(torch.ones(1), group=g)").ok()
     pair.run("loss().backward()\ndist.all_reduce(torch.ones(1), group=g)").ok()
     pair.assert_whole()
 

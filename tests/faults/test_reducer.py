@@ -109,6 +109,66 @@ def test_row_10_ddp_with_uneven_inputs(pair: Ranks, options: str) -> None:
     pair.assert_whole()
 
 
+def test_row_10_hooks_of_join(pair: Ranks) -> None:
+    """What blocks in a hook of the user's own is compared as it is on the ranks that have data."""
+    cell = """
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
+class Hook(JoinHook):
+    def main_hook(self): dist.all_reduce(torch.zeros(1))
+class Counter(Joinable):
+    join_device, join_process_group = torch.device("cpu"), property(lambda self: dist.group.WORLD)
+    def __init__(self): super().__init__()
+    def join_hook(self, **kwargs): return Hook()
+    def __call__(self):
+        Join.notify_join_context(self)
+        count = torch.ones(1)
+        dist.all_reduce(count)
+        return count.item()
+counter = Counter()
+with Join([counter]): counts = [counter() for _ in range(2 + 3 * rank)]
+counts"""
+    assert pair.run(cell).ok().texts == ["[0] [2.0, 2.0]", "[1] [2.0, 2.0, 1.0, 1.0, 1.0]"]
+    pair.assert_whole()
+
+
+def test_row_10_only_what_ddp_waits_for_is_waited_for(pair: Ranks) -> None:
+    """A hook of the user's own may begin what another rank begins later, and wait for it when it likes."""
+    cell = """
+p, t, futures = torch.ones(4, requires_grad=True), torch.ones(1), []
+p.register_hook(lambda grad: futures.append(dist.all_reduce(grad.clone(), async_op=True).get_future()))
+if rank == 0:
+    p.sum().backward()
+    dist.send(t, 1)
+else:
+    dist.recv(t, 0)
+    p.sum().backward()
+futures[0].wait()"""
+    assert pair.run(cell).ok().texts == ["[0-1] [tensor([2., 2., 2., 2.])]"]
+    pair.assert_whole()
+
+
+_RESIDENT = "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096 >> 20\nbefore = resident()"
+_KEEPERS = {
+    "a group of one": "alone = [dist.new_group([each]) for each in range(world_size)][rank]\n"
+    "for _ in range(100): dist.all_reduce(torch.ones(1_000_000), group=alone)",
+    "a rank without data": "model = DDP(torch.nn.Linear(1000, 1000))\nwith model.join():\n"
+    "    for _ in range(2 + 100 * rank): model(torch.ones(1, 1000)).sum().backward()",
+    "an error that is caught": """model = DDP(torch.nn.Linear(1000, 1000), bucket_cap_mb=1)
+for _ in range(50):
+    x = torch.ones(1, 1000, requires_grad=True)
+    x.register_hook(lambda grad: 1 / 0)
+    try: model(x).sum().backward()
+    except ZeroDivisionError: model = DDP(model.module, bucket_cap_mb=1)""",
+}
+
+
+@pytest.mark.parametrize("which", _KEEPERS)
+def test_row_42_no_data_is_kept(pair: Ranks, which: str) -> None:
+    """Of 400 MB that come and go, the ranks have little in the end."""
+    pair.run(f"{_MODELS}{_RESIDENT}\n{_KEEPERS[which]}\ngrown = resident() - before\nassert grown < 100, grown").ok()
+    pair.assert_whole()
+
+
 def test_row_10_buffers_after_a_step_that_one_rank_did_not_share(pair: Ranks) -> None:
     """A rank within `no_sync` would not wait for buffers in its next forward pass; after a heal it does."""
     pair.run(_MODELS).ok()

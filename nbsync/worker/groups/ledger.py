@@ -84,4 +84,6 @@ def checksum(text: str) -> str:
 
 
 def _place(name: str) -> int:
-    return zlib.crc32(name.encode()) % _ENTRIES * _SIZE
+    """Those of one group, or one way, take turns: of as many as there are entries, none has the place of another."""
+    what, _, number = name.rpartition("/")
+    return (zlib.crc32(what.encode()) + int(number)) % _ENTRIES * _SIZE

@@ -1,70 +1,74 @@
 """Collectives that torch's C++ begins and waits for: DDP's reducer for gradients, buffers, and when a model is made.
 
 No method of `ProcessGroup` in Python sees them. But C++ too calls a process group through torch's dispatcher, and these
-kernels take the place of torch's for tensors of the CPU. Nor does a method of `Work` see the wait; so what a backward
-pass has begun is waited for at its end, just before DDP does so, and compared.
+kernels take the place of torch's for tensors of the CPU. Nor does a method of `Work` see the wait. So what a backward
+pass has begun is waited for at its end, just before DDP does so, and then compared; the rest is compared when the C++
+function that began it returns.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch._C import _distributed_c10d
 from torch.autograd import Variable
-from torch.distributed import distributed_c10d
 
 from nbsync.worker.groups.operations import Intent, python_name, reduction, root, tensors_in
+from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.libraries.imports import after_import
 
-c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
+c10d: Any = _distributed_c10d  # what is used here has no types
 #: As `CollectiveWatch.begin`: a method of `ProcessGroup`, the group, what makes the intent, and what gives the `Work`.
 Begin: TypeAlias = Callable[[str, Any, Callable[[], Intent], Callable[[], Any]], Any]
 #: As `CollectiveWatch.wait`: the `Work`, and what waits for it.
 Wait: TypeAlias = Callable[[Any, Callable[[], Any]], Any]
 
 _CPU = torch.device("cpu")
-_WAIT_WITHIN = ("_broadcast_coalesced", "_verify_params_across_processes")  # functions of torch.distributed, all in C++
+#: Functions of torch.distributed, and methods of DDP's reducer, that are all in C++.
+_WAIT_WITHIN = ("_broadcast_coalesced", "_verify_params_across_processes", "_rebuild_buckets", "_delay_all_reduce")
 _OVERRIDES = r"(?s).*verriding a previously registered kernel"
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Of an operator.
 
     Attributes:
         method: of `ProcessGroup`, which calls it.
-        compared: what must agree on all ranks in shape and type.
-        details: what else must.
+        intent: what it is about to do.
         do: what torch's kernel does with the backend. To call that kernel would keep the lock of the interpreter, for
             which a thread of gloo may wait that it waits for.
     """
 
     method: str
     group: Any
-    compared: Any
-    details: Sequence[str]
+    intent: Callable[[], Intent]
     do: Callable[[Any], Any]
 
-    @property
-    def intent(self) -> Intent:
-        return Intent(python_name(self.method), tensors_in(self.compared), [*self.details, "by torch"])
+
+class Pass(NamedTuple):
+    """Of a backward pass: what DDP will wait for, and what a communication hook gave it the future of."""
+
+    works: list[Any]
+    hooked: list[Begun]
 
 
 class ReducerWatch:
     """Has these collectives begun and waited for as those of Python are.
 
     Args:
-        is_inside: whether this thread is in a collective that Python has begun, which comes by here as well.
+        is_watched: whether what this thread begins in a group is known to all ranks by a number. What Python has begun
+            comes by here as well, and is not.
     """
 
-    def __init__(self, begin: Begin, wait: Wait, is_inside: Callable[[], bool]) -> None:
-        self._begin, self._wait, self._is_inside = begin, wait, is_inside
+    def __init__(self, begin: Begin, wait: Wait, is_watched: Callable[[Any], bool], underway: Underway) -> None:
+        self._begin, self._wait, self._is_watched, self._underway = begin, wait, is_watched, underway
         self._here = threading.local()
 
     def install(self) -> None:
@@ -73,17 +77,17 @@ class ReducerWatch:
         self._kept = library  # without it, torch's kernels are in place again
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", _OVERRIDES, UserWarning)
-            for call in (allreduce_, broadcast_, allgather_):
-                library.impl(call.__name__, self._kernel(call), "CPU", allow_override=True)
+            for describe, keys in _WATCHED.items():
+                for key in keys:
+                    library.impl(describe.__name__, self._kernel(describe), key, allow_override=True)
         for name in _WAIT_WITHIN:
-            setattr(dist, name, self._waiting_within(getattr(dist, name)))
+            owner = dist if hasattr(dist, name) else c10d.Reducer
+            setattr(owner, name, self._waiting_within(getattr(owner, name)))
         after_import("torch._dynamo.trace_rules", lambda rules: rules.add(__package__))  # or it would compile them
         kind: Any = dist.Work
         kind.get_future = self._future(kind.get_future)
-
-    def forget(self) -> None:
-        """What was begun has been cut off."""
-        self._here = threading.local()
+        autograd: Any = torch.autograd
+        autograd._engine_run_backward = self._telling(autograd._engine_run_backward)
 
     def _kernel(self, describe: Callable[..., Call]) -> Callable[..., Any]:
         def kernel(*args: Any) -> Any:
@@ -93,80 +97,128 @@ class ReducerWatch:
             def do() -> Any:
                 return call.do(group._get_backend(_CPU))
 
-            if self._is_inside():
-                work = do()
+            if self._is_watched(group):
+                work = self._begin(call.method, group, call.intent, do)
+                self._see_to(work)
             else:
-                work = self._begin(call.method, group, lambda: call.intent, do)
-                self._leave(work)
+                work = do()
             return args[0], dist.Work.boxed(work)
 
         return kernel
 
-    def _future(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Of what a communication hook has begun, its future is waited for in C++."""
+    def _see_to(self, work: Any) -> None:
+        """Know what was begun until C++ has waited for it."""
+        within = getattr(self._here, "within", None)
+        if within is not None:
+            within.append(self._underway.known(work))  # not the work, which keeps the data
+            return
+        works = self._backward_pass.works
+        works.append(work)
+        while works and works[0].is_completed():
+            self._wait_for_first(works)
 
+    def _future(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def get_future(work: Any) -> Any:
-            if torch._C._current_graph_task_id() >= 0:
-                self._leave(work)
-            return original(work)
+            future = original(work)
+            self._backward_pass.hooked.append(self._underway.known(work))
+            return future
 
         get_future.__doc__ = original.__doc__
         return get_future
 
     def _waiting_within(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            begun: list[Begun] = []
+            before, self._here.within = getattr(self._here, "within", None), begun
             try:
-                return original(*args, **kwargs)
+                done = original(*args, **kwargs)
+            except RuntimeError:
+                self._compare(begun)
+                raise
             finally:
-                self._settle()  # after an error too: it can say more
+                self._here.within = before
+            self._compare(begun)
+            return done
 
         call.__name__, call.__doc__ = original.__name__, original.__doc__
         return call
 
-    def _leave(self, work: Any) -> None:
-        """Know what C++ will wait for. Within a backward pass, see to it at its end."""
-        self._left.append(work)
-        task = torch._C._current_graph_task_id()
-        if task >= 0 and task != getattr(self._here, "task", None):
-            self._here.task = task
-            Variable._execution_engine.queue_callback(self._settle)
+    def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Of what a communication hook has begun, an error of its wait in C++ can be told better."""
 
-    def _settle(self) -> None:
-        works = self._left
-        while works:
-            work = works.pop(0)
-            self._wait(work, work.wait)
+        def run_backward(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            except RuntimeError:
+                if hasattr(self._here, "backward_pass"):
+                    self._compare(self._here.backward_pass.hooked)
+                raise
+
+        return run_backward
 
     @property
-    def _left(self) -> list[Any]:
-        """What this thread has begun, and C++ waits for."""
-        if not hasattr(self._here, "works"):
-            self._here.works = []
-        works: list[Any] = self._here.works
-        return works
+    def _backward_pass(self) -> Pass:
+        """That which this thread is in, if it is in one; its end is seen to."""
+        task = torch._C._current_graph_task_id()
+        if task < 0:
+            return Pass([], [])
+        if task != getattr(self._here, "task", None):
+            self._here.task, self._here.backward_pass = task, Pass([], [])
+            Variable._execution_engine.queue_callback(functools.partial(self._end, self._here.backward_pass))
+        known: Pass = self._here.backward_pass
+        return known
+
+    def _end(self, backward_pass: Pass) -> None:
+        """Just before DDP waits, which was queued later."""
+        while backward_pass.works:
+            self._wait_for_first(backward_pass.works)
+        if backward_pass.hooked:
+            Variable._execution_engine.queue_callback(functools.partial(self._compare, backward_pass.hooked))
+
+    def _wait_for_first(self, works: list[Any]) -> None:
+        work = works.pop(0)
+        self._wait(work, work.wait)
+
+    def _compare(self, begun: Iterable[Begun]) -> None:
+        for difference in filter(None, map(self._underway.difference, begun)):
+            raise difference from None
 
 
 # The operators of torch that are watched.
 
 
 def allreduce_(tensors: Any, group: Any, op: Any, sparse: Any, is_async: bool = True, timeout: int = -1) -> Call:
-    kind = dist.ReduceOp(dist.ReduceOp.RedOpType(op.op()))
     options = _options(c10d.AllreduceOptions(), is_async, timeout)
-    options.reduceOp = kind
-    return Call("allreduce", group, tensors, [reduction(kind)], lambda backend: backend.allreduce(tensors, options))
+    options.reduceOp = kind = dist.ReduceOp(dist.ReduceOp.RedOpType(op.op()))
+    intent = _intent("allreduce", tensors, lambda: [reduction(kind)])
+    return Call("allreduce", group, intent, lambda backend: backend.allreduce(tensors, options))
 
 
 def broadcast_(tensors: Any, group: Any, rank: int, tensor: int, is_async: bool = True, timeout: int = -1) -> Call:
     options = _options(c10d.BroadcastOptions(), is_async, timeout)
     options.rootRank, options.rootTensor = rank, tensor
-    return Call("broadcast", group, tensors, [root(rank)], lambda backend: backend.broadcast(tensors, options))
+    intent = _intent("broadcast", tensors, lambda: [root(rank)])
+    return Call("broadcast", group, intent, lambda backend: backend.broadcast(tensors, options))
 
 
 def allgather_(outputs: Any, inputs: Any, group: Any, is_async: bool = True, timeout: int = -1) -> Call:
     options = _options(c10d.AllgatherOptions(), is_async, timeout)
-    return Call("allgather", group, inputs, [], lambda backend: backend.allgather(outputs, inputs, options))
+    intent = _intent("allgather", inputs)
+    return Call("allgather", group, intent, lambda backend: backend.allgather(outputs, inputs, options))
+
+
+def _intent(method: str, compared: Any, details: Callable[[], list[str]] = list) -> Callable[[], Intent]:
+    return lambda: Intent(python_name(method), tensors_in(compared), [*details(), "by torch"])
 
 
 def _options(options: Any, is_async: bool, timeout: int) -> Any:
     options.asyncOp, options.timeout = is_async, timedelta(milliseconds=timeout)
     return options
+
+
+#: With the kinds of tensors that torch has kernels for and gloo works with.
+_WATCHED: dict[Callable[..., Call], Sequence[str]] = {
+    allreduce_: ("CPU", "SparseCPU"),
+    broadcast_: ("CPU",),
+    allgather_: ("CPU",),
+}

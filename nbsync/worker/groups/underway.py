@@ -89,6 +89,10 @@ class Underway:
             self._held.remove(handle)
         return self._begun.pop(handle, _UNKNOWN)
 
+    def known(self, work: Any) -> Begun:
+        """What this `Work` is of; nobody waits for it now."""
+        return self._begun.get(work, _UNKNOWN)
+
     def cut_off(self, handle: Any) -> OperationCutOff | None:
         """What to tell of what was under way when an earlier cell failed: gloo tells of a connection only."""
         begun = self._earlier.get(handle)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+from torch.distributed import c10d_logger, distributed_c10d
 from torch.distributed.algorithms import join
 
 from nbsync.errors import CollectiveMismatch
@@ -46,7 +46,8 @@ c10d: Any = distributed_c10d  # much of what is used here is private to torch, a
 
 _CPU = torch.device("cpu")
 _BLOCKING = "blocking"
-_NEAR = 8  # frames from a method of `ProcessGroup` to who wants it, within torch
+#: Files of the frames between a method of `ProcessGroup` and who wants what it does.
+_ON_THE_WAY = (__file__, distributed_c10d.__file__, c10d_logger.__file__)
 _MESSAGES = {"send": ("tensors", "dstRank", "tag"), "recv": ("tensors", "srcRank", "tag")}
 
 
@@ -75,7 +76,7 @@ class CollectiveWatch:
         self._main = threading.get_ident()
         self._here = threading.local()
         self._counting = threading.Lock()
-        self._reducer = ReducerWatch(self.begin, self.wait, lambda: self._is_inside)
+        self._reducer = ReducerWatch(self.begin, self.wait, self._is_watched, self.underway)
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
@@ -94,7 +95,6 @@ class CollectiveWatch:
         """The groups begin a new life: count from zero again."""
         self.current, self.has_failed = None, False
         self.underway.forget()
-        self._reducer.forget()
         for known in (self._numbers, self._messages, self._from_anybody):
             known.clear()
 
@@ -273,13 +273,16 @@ def _like(original: Callable[..., Any], replacement: Callable[..., Any]) -> Call
 
 
 def _answers_for_others() -> bool:
-    """Whether a rank in `Join` does what the others do who have more data: they may not block where this one does."""
+    """Whether a rank in `Join` does what the others do who have more data: they may not block where this one does.
+
+    What the hooks of `Join` do they do on all ranks alike, but for the one of DDP that answers what C++ has begun.
+    """
     frame: FrameType | None = sys._getframe()
-    near: list[str] = []
-    while frame is not None and len(near) < _NEAR:
-        near.append(frame.f_code.co_filename)
+    while frame is not None and frame.f_code.co_filename in _ON_THE_WAY:
         frame = frame.f_back
-    return join.__file__ in near
+    return frame is not None and (
+        frame.f_code.co_filename == join.__file__ or frame.f_code.co_name == "_match_unused_params_allreduce"
+    )
 
 
 def _ranks_of(group: Any) -> tuple[int, ...]:
