@@ -26,7 +26,7 @@ from nbsync.errors import CollectiveMismatch, OperationCutOff, UsageError
 from nbsync.protocol.messages import ClearOutput, Display, Source
 from nbsync.worker.displays import Bundle, Hook, Publisher, plain, presentable
 from nbsync.worker.failure import follows_from_others
-from nbsync.worker.tracebacks import note_modules, without_own_end
+from nbsync.worker.tracebacks import note_modules, without_own
 
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
 _END_CELLS = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")  # where IPython tells of a cell's error
@@ -124,7 +124,7 @@ class WorkerShell:
         while trace is not None and trace.tb_frame.f_code.co_filename in ours:
             trace = trace.tb_next
         note_modules(trace)
-        with without_own_end(trace):
+        with without_own(trace):
             return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
 
     def forget(self) -> None:
@@ -155,7 +155,7 @@ class WorkerShell:
             return
         trace = error.__traceback__ if error is not None else None
         note_modules(trace)
-        with without_own_end(trace):
+        with without_own(trace):
             self._render_and_show(exc_tuple, *args, **kwargs)
 
     def _one_deeper(self, run_cell: Callable[..., Any]) -> Callable[..., Any]:

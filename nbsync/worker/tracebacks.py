@@ -52,26 +52,22 @@ def note_modules(trace: TracebackType | None) -> None:
 
 
 @contextmanager
-def without_own_end(trace: TracebackType | None) -> Iterator[None]:
-    """Meanwhile this traceback ends where torch has called a method of a process group: what follows is ours."""
-    last = trace
-    while last is not None and last.tb_next is not None and not _is_own(last.tb_next):
-        last = last.tb_next
-    if last is None or last.tb_next is None or not all(_is_own(each) for each in _following(last.tb_next)):
-        yield
-        return
-    end, last.tb_next = last.tb_next, None
+def without_own(trace: TracebackType | None) -> Iterator[None]:
+    """Meanwhile this traceback has no lines of ours, which stand where torch calls a process group, or C++."""
+    links = []
+    while trace is not None:
+        following = trace.tb_next
+        while following is not None and _is_own(following):
+            following = following.tb_next
+        links.append((trace, trace.tb_next))
+        trace.tb_next = following
+        trace = following
     try:
         yield
     finally:
-        last.tb_next = end
+        for each, following in links:
+            each.tb_next = following
 
 
 def _is_own(trace: TracebackType) -> bool:
     return trace.tb_frame.f_code.co_filename.startswith(_OURS)
-
-
-def _following(trace: TracebackType | None) -> Iterator[TracebackType]:
-    while trace is not None:
-        yield trace
-        trace = trace.tb_next
