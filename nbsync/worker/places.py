@@ -14,9 +14,8 @@ from nbsync.protocol.userlines import is_users
 _SPOKEN = {
     "wait_at_barrier": "wait_for_everyone",
     **dict.fromkeys(("_pre_forward", "_distributed_broadcast_coalesced"), "DDP's forward"),
-    **dict.fromkeys(
-        ("_verify_param_shape_across_processes", "_sync_params_and_buffers"), "the construction of a model"
-    ),
+    "_verify_param_shape_across_processes": "the construction of a model",
+    "_sync_params_and_buffers": "the broadcast of a model's parameters",  # by Join's end and FSDP too
     # What functional collectives return waits in these when it is used: for which of them, only C++ knows.
     **dict.fromkeys(("wait_tensor", "trigger_wait", "__torch_dispatch__", "__repr__"), ASYNCHRONOUS),
 }

@@ -37,19 +37,20 @@ _METHODS = {
 }
 
 
-def watch_functional(begin: Callable[..., Any], wait: Callable[..., Any]) -> Any:
+def watch_functional(begin: Callable[..., Any], wait: Callable[..., Any], is_watched: Callable[[Any], bool]) -> Any:
     """Have each functional collective pass through `begin`, and the wait for its data through `wait`.
 
     Args:
         begin: as `CollectiveWatch.begin`.
         wait: as `CollectiveWatch.wait`.
+        is_watched: as `CollectiveWatch.is_watched`.
 
     Returns:
         What must be kept: without it, torch's own kernels are in place again.
     """
     library: Any = torch.library.Library(_NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
     for name, method in _METHODS.items():
-        library.impl(name, _beginning(_operator(name), method, begin), "CPU")
+        library.impl(name, _beginning(_operator(name), method, begin, is_watched), "CPU")
     library.impl("wait_tensor", _waiting(_operator("wait_tensor"), wait), "CPU")
     return library
 
@@ -58,7 +59,9 @@ def _operator(name: str) -> Any:
     return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 
-def _beginning(operator: Any, method: str, begin: Callable[..., Any]) -> Callable[..., Any]:
+def _beginning(
+    operator: Any, method: str, begin: Callable[..., Any], is_watched: Callable[[Any], bool]
+) -> Callable[..., Any]:
     names = [argument.name for argument in operator._schema.arguments]
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +73,7 @@ def _beginning(operator: Any, method: str, begin: Callable[..., Any]) -> Callabl
         group = given["group_name"]
         if not isinstance(group, dist.ProcessGroup):
             group = c10d._resolve_process_group(group)
-        return begin(method, group, lambda: _intent(method, given), do)
+        return begin(method, group, lambda: _intent(method, given), do) if is_watched(group) else do()
 
     return kernel
 

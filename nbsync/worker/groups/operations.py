@@ -118,17 +118,12 @@ def intent_of(method: str, args: Sequence[Any], options: Any) -> Intent:
     """What a call of a method of `ProcessGroup` is."""
     index, details = COLLECTIVES[method], []
     if hasattr(options, "reduceOp"):
-        details.append(reduction(options.reduceOp))
+        details.append(next(name.lower() for name, kind in _REDUCTIONS.items() if options.reduceOp == kind))
     if method == "barrier" and barrier_name() not in (None, _UNNAMED):
         details.append(repr(barrier_name()))
     if hasattr(options, "rootRank") and method != "barrier":
         details.append(root(options.rootRank))
     return Intent(python_name(method), [] if index is None else tensors_in(args[index]), details)
-
-
-def reduction(operation: Any) -> str:
-    """How the `ReduceOp` of a collective is told."""
-    return next(name.lower() for name, kind in _REDUCTIONS.items() if operation == kind)
 
 
 def root(rank: int) -> str:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch._C import _distributed_c10d
 from torch.autograd import Variable
 
-from nbsync.worker.groups.operations import Intent, python_name, reduction, root, tensors_in
+from nbsync.worker.groups.operations import Intent, intent_of
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.libraries.imports import after_import
 
@@ -37,19 +37,25 @@ _OVERRIDES = r"(?s).*verriding a previously registered kernel"
 
 
 class Call(NamedTuple):
-    """Of an operator.
-
-    Attributes:
-        method: of `ProcessGroup`, which calls it.
-        intent: what it is about to do.
-        do: what torch's kernel does with the backend. To call that kernel would keep the lock of the interpreter, for
-            which a thread of gloo may wait that it waits for.
-    """
+    """Of a method of a process group, as an operator makes it: with its tensors and its options."""
 
     method: str
     group: Any
-    intent: Callable[[], Intent]
-    do: Callable[[Any], Any]
+    args: tuple[Any, ...]
+    options: Any
+
+    def intent(self) -> Intent:
+        """What it is about to do."""
+        meant = intent_of(self.method, self.args, self.options)
+        return meant._replace(details=[*meant.details, "by torch"])
+
+    def do(self, backend: Any) -> Any:
+        """What torch's kernel does with the backend.
+
+        To call that kernel would keep the lock of the interpreter, for which a thread of gloo may wait that it waits
+        for.
+        """
+        return getattr(backend, self.method)(*self.args, self.options)
 
 
 class Pass(NamedTuple):
@@ -63,8 +69,7 @@ class ReducerWatch:
     """Has these collectives begun and waited for as those of Python are.
 
     Args:
-        is_watched: whether what this thread begins in a group is known to all ranks by a number. What Python has begun
-            comes by here as well, and is not.
+        is_watched: as `CollectiveWatch.is_watched`. What Python has begun comes by here as well, and is not.
     """
 
     def __init__(self, begin: Begin, wait: Wait, is_watched: Callable[[Any], bool], underway: Underway) -> None:
@@ -112,21 +117,22 @@ class ReducerWatch:
         if within is not None:
             within.append(self._underway.known(work))  # not the work, which keeps the data
             return
-        works = self._backward_pass.works
+        works = self._find_pass().works
         works.append(work)
         while works and works[0].is_completed():
             self._wait_for_first(works)
 
     def _future(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(original)
         def get_future(work: Any) -> Any:
             future = original(work)
-            self._backward_pass.hooked.append(self._underway.known(work))
+            self._find_pass().hooked.append(self._underway.known(work))
             return future
 
-        get_future.__doc__ = original.__doc__
         return get_future
 
     def _waiting_within(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             begun: list[Begun] = []
             before, self._here.within = getattr(self._here, "within", None), begun
@@ -140,12 +146,12 @@ class ReducerWatch:
             self._compare(begun)
             return done
 
-        call.__name__, call.__doc__ = original.__name__, original.__doc__
         return call
 
     def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Of what a communication hook has begun, an error of its wait in C++ can be told better."""
 
+        @functools.wraps(original)
         def run_backward(*args: Any, **kwargs: Any) -> Any:
             try:
                 return original(*args, **kwargs)
@@ -156,8 +162,7 @@ class ReducerWatch:
 
         return run_backward
 
-    @property
-    def _backward_pass(self) -> Pass:
+    def _find_pass(self) -> Pass:
         """That which this thread is in, if it is in one; its end is seen to."""
         task = torch._C._current_graph_task_id()
         if task < 0:
@@ -180,8 +185,8 @@ class ReducerWatch:
         self._wait(work, work.wait)
 
     def _compare(self, begun: Iterable[Begun]) -> None:
-        for difference in filter(None, map(self._underway.difference, begun)):
-            raise difference from None
+        for one in begun:
+            self._underway.compare(one)
 
 
 # The operators of torch that are watched.
@@ -189,26 +194,18 @@ class ReducerWatch:
 
 def allreduce_(tensors: Any, group: Any, op: Any, sparse: Any, is_async: bool = True, timeout: int = -1) -> Call:
     options = _options(c10d.AllreduceOptions(), is_async, timeout)
-    options.reduceOp = kind = dist.ReduceOp(dist.ReduceOp.RedOpType(op.op()))
-    intent = _intent("allreduce", tensors, lambda: [reduction(kind)])
-    return Call("allreduce", group, intent, lambda backend: backend.allreduce(tensors, options))
+    options.reduceOp = dist.ReduceOp(dist.ReduceOp.RedOpType(op.op()))
+    return Call("allreduce", group, (tensors,), options)
 
 
 def broadcast_(tensors: Any, group: Any, rank: int, tensor: int, is_async: bool = True, timeout: int = -1) -> Call:
     options = _options(c10d.BroadcastOptions(), is_async, timeout)
     options.rootRank, options.rootTensor = rank, tensor
-    intent = _intent("broadcast", tensors, lambda: [root(rank)])
-    return Call("broadcast", group, intent, lambda backend: backend.broadcast(tensors, options))
+    return Call("broadcast", group, (tensors,), options)
 
 
 def allgather_(outputs: Any, inputs: Any, group: Any, is_async: bool = True, timeout: int = -1) -> Call:
-    options = _options(c10d.AllgatherOptions(), is_async, timeout)
-    intent = _intent("allgather", inputs)
-    return Call("allgather", group, intent, lambda backend: backend.allgather(outputs, inputs, options))
-
-
-def _intent(method: str, compared: Any, details: Callable[[], list[str]] = list) -> Callable[[], Intent]:
-    return lambda: Intent(python_name(method), tensors_in(compared), [*details(), "by torch"])
+    return Call("allgather", group, (outputs, inputs), _options(c10d.AllgatherOptions(), is_async, timeout))
 
 
 def _options(options: Any, is_async: bool, timeout: int) -> Any:

@@ -110,6 +110,16 @@ class Underway:
         is_same = all(entry.must == begun.must for entry in noted.values())
         return None if is_same else CollectiveMismatch(tell_difference(noted))
 
+    def compare(self, begun: Begun) -> None:
+        """Raise what `difference` has to tell of what has ended.
+
+        Raises:
+            CollectiveMismatch: not all its ranks meant the same.
+        """
+        difference = self.difference(begun)
+        if difference is not None:
+            raise difference from None
+
 
 def _handles(result: Any) -> list[Any]:
     if result is None:

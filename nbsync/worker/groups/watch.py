@@ -76,14 +76,14 @@ class CollectiveWatch:
         self._main = threading.get_ident()
         self._here = threading.local()
         self._counting = threading.Lock()
-        self._reducer = ReducerWatch(self.begin, self.wait, self._is_watched, self.underway)
+        self._reducer = ReducerWatch(self.begin, self.wait, self.is_watched, self.underway)
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
         kind: Any = dist.ProcessGroup
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
             setattr(kind, method, _like(getattr(kind, method), self._collective(method, getattr(kind, method))))
-        self._functional = watch_functional(self.begin, self.wait)
+        self._functional = watch_functional(self.begin, self.wait, self.is_watched)
         self._reducer.install()
         for method in _MESSAGES:
             setattr(kind, method, _like(getattr(kind, method), self._message(method, getattr(kind, method))))
@@ -108,7 +108,7 @@ class CollectiveWatch:
         needed = 0 if compared is None else compared + 1  # arguments; torch gives them by position
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-            if len(args) < needed or not self._is_watched(group):
+            if len(args) < needed or not self.is_watched(group):
                 return original(group, *args, **kwargs)
             options = kwargs.get("opts", args[-1] if args else None)
             begin = self.begin if getattr(options, "asyncOp", True) else self._block
@@ -121,41 +121,39 @@ class CollectiveWatch:
     def _block(self, method: str, group: Any, intent: Callable[[], Intent], do: Callable[[], Any]) -> Any:
         """Do what blocks. Its ranks compare what they mean before."""
         number = self._count(self._numbers, group.group_name)
-        ranks, key, told, must = _ranks_of(group), f"{group.group_name}/{number}", "", None
-        if self._is_compared(group):
-            told = intent().told
-            must = self.underway.note(key, _BLOCKING, f"{_BLOCKING} {told}")  # which others may not have compared
-        collective = Collective(python_name(method), group.group_name, ranks, number, must)
+        told = intent().told if self._is_compared(group) else None
+        begun = self._note(method, group, number, None if told is None else (_BLOCKING, f"{_BLOCKING} {told}"))
 
         def compare_and_do() -> Any:
-            if told:
-                self._comparison.make(group, ranks, told)
+            if told is not None:
+                self._comparison.make(group, begun.ranks, told)
             work = do()
             if work is not None:
                 work.wait()  # the caller waits once more, which returns at once: this covers the whole wait
             return work
 
-        return self._or_difference(Begun(collective, ranks, key, must), compare_and_do)
+        return self._or_difference(begun, compare_and_do)
 
     def begin(self, method: str, group: Any, intent: Callable[[], Intent], do: Callable[[], Any]) -> Any:
-        """Begin what does not block. Its ranks compare what they meant when it has ended.
+        """Begin what does not block, in a group that is watched. Its ranks compare what they meant when it has ended.
 
         Args:
             do: gives the `Work`, or the tensors that will have the data.
         """
-        if not self._is_watched(group):
-            return do()
         with self._shield(), self._counted(self._numbers, group.group_name) as number:
-            key, must = f"{group.group_name}/{number}", None
-            if self._is_compared(group):
-                meant = intent()
-                must = self.underway.note(key, meant.must, meant.told)
-            collective = Collective(python_name(method), group.group_name, _ranks_of(group), number, must)
+            meant = intent() if self._is_compared(group) else None
+            begun = self._note(method, group, number, meant and (meant.must, meant.told))
             self._here.is_inside = True
             try:
-                return self.underway.keep(do(), Begun(collective, collective.ranks, key, must))
+                return self.underway.keep(do(), begun)
             finally:
                 self._here.is_inside = False
+
+    def _note(self, method: str, group: Any, number: int, noted: tuple[str, str] | None) -> Begun:
+        """Know what is begun, and note for the other ranks what must agree and what is told of it, if that is given."""
+        key, ranks = f"{group.group_name}/{number}", _ranks_of(group)
+        must = None if noted is None else self.underway.note(key, *noted)
+        return Begun(Collective(python_name(method), group.group_name, ranks, number, must), ranks, key, must)
 
     def _unnumbered(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What torch itself makes of messages, and compares nothing of."""
@@ -202,9 +200,7 @@ class CollectiveWatch:
             return do()
         begun = self.underway.take(handle)
         done = self._or_difference(begun, do, lambda: self.underway.cut_off(handle))
-        difference = self.underway.difference(begun)
-        if difference is not None:
-            raise difference
+        self.underway.compare(begun)
         return done
 
     def _or_difference(
@@ -242,8 +238,8 @@ class CollectiveWatch:
         """Whether this thread is in such an operation already, which makes others."""
         return getattr(self._here, "is_inside", False)
 
-    def _is_watched(self, group: Any) -> bool:
-        """Whether what is begun in this group now is known to all its ranks by a number."""
+    def is_watched(self, group: Any) -> bool:
+        """Whether what this thread begins in this group now is known to all its ranks by a number."""
         return not self._is_inside and group.size() > 1 and group in c10d._world.pg_group_ranks
 
     def _is_compared(self, group: Any) -> bool:
