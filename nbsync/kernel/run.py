@@ -104,6 +104,11 @@ class Run:
         return tuple(rank for rank in self.ranks if rank not in self.done and rank not in self.exited)
 
     @property
+    def has_all_values(self) -> bool:
+        """Every rank has sent a value: what a call returned, or a variable."""
+        return all(rank in self.done and self.done[rank].value is not None for rank in self.ranks)
+
+    @property
     def ended_well(self) -> bool:
         """Nobody raised, ended, was interrupted or released."""
         failed = self.exited or any(done.failure for done in self.done.values())

@@ -119,10 +119,11 @@ class Attendant:
     def _take(self, message: Any) -> None:
         match message:
             case Interrupt(run):
-                self._channel.give_up(run)
                 if self._interrupts.ask(run):
                     self._interrupted, self._interrupted_at = run, time.monotonic()
                     self._stillness.begin(run, self._interrupted_at)
+                else:
+                    self._channel.give_up(run)
             case Release(run):
                 if run > self._interrupts.over:  # it may not have begun yet
                     now = time.monotonic()
@@ -137,6 +138,9 @@ class Attendant:
         """See to it that a main thread that is to stop does not stay in a collective."""
         now, run = time.monotonic(), self._interrupts.run
         self._interrupts.ask_again()
+        if self._interrupted is not None and self._interrupts.was_missed:
+            self._channel.give_up(self._interrupted)
+            self._interrupted = None
         if self._groups.uncaught.count and not self._groups.was_cut:
             self._groups.cut()  # nobody else tells the main thread that nothing more will come
         if not self._is_enforcing:

@@ -96,6 +96,11 @@ class Interrupts:
         """Whether the run at work, or else the last one, was interrupted."""
         return self.asked == (self.over if self.run is None else self.run)
 
+    @property
+    def was_missed(self) -> bool:
+        """Whether the last run has ended before its code could notice that it was interrupted."""
+        return self.run is None and self.asked == self.over and (self.too_early or not self.was_noticed)
+
     def begin(self, run: int) -> None:
         """From here on it may be interrupted, whatever an earlier cell has made of SIGINT: as in the notebook.
 
@@ -105,7 +110,8 @@ class Interrupts:
             KeyboardInterrupt: it was interrupted before it began.
         """
         signal.signal(signal.SIGINT, self._handle)
-        self.run, self._pending, self._opened = run, False, time.monotonic()
+        self._pending = self.too_early = False
+        self.run, self._opened = run, time.monotonic()
         self._raised_at = self._insisted_at = float("-inf")
         if self.asked == run:
             raise KeyboardInterrupt
@@ -127,9 +133,9 @@ class Interrupts:
                     raise KeyboardInterrupt
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.was_noticed = True
         if self.run is None:
             return
+        self.was_noticed = True
         now = time.monotonic()
         if now - (self._raised_at if signum == INSIST_SIGNAL else self._insisted_at) < SAME:
             return

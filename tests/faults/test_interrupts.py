@@ -177,6 +177,42 @@ def test_row_22_ten_interrupts(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+_CATCHES = """
+import os, time, torch, torch.distributed as dist, nbsync
+def train():
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    print("begun", os.environ["RANK"])
+    try:
+        {loop}
+    except KeyboardInterrupt:
+        return torch.ones(3_000_000)
+"""
+_CALLS = ["nbsync.notebook_launcher(train, num_processes=2)", "nbsync.session().call(train)"]
+_LOOPS = ["while True: dist.all_reduce(torch.ones(1))", "time.sleep(1000) if dist.get_rank() else dist.barrier()"]
+
+
+@pytest.mark.parametrize("loop", _LOOPS)
+@pytest.mark.parametrize("call", _CALLS)
+def test_row_16_a_function_that_catches_it(pair: Ranks, call: str, loop: str) -> None:
+    """What it returns then is not lost: it may be all that the training has come to."""
+    pair.notebook.start(f"{_CATCHES.format(loop=loop)}[len(value) for value in {call}]")
+    for rank in pair.everyone:
+        pair.notebook.wait_for_output(f"begun {rank}", GUARD)
+    pair.notebook.interrupt()
+    assert pair.notebook.wait(GUARD).ok().texts == ["[3000000, 3000000]"]
+    pair.assert_whole()
+
+
+def test_row_16_a_cell_that_catches_it_on_one_rank(pair: Ranks) -> None:
+    """It ends by the interrupt as long as one rank does."""
+    cell = "try:\n    inject.sleep_forever()\nexcept KeyboardInterrupt:\n    if rank == 1: raise"
+    error = pair.interrupted(cell).failed("KeyboardInterrupt")
+    assert "rank 0: had finished" in error.traceback
+    assert "rank 1: interrupted" in error.traceback
+    pair.assert_whole()
+
+
 def test_row_23_second_interrupt(pair: Ranks) -> None:
     """A rank whose code swallowed the first interrupt is named, and asked again by the second."""
     pair.begin("if rank == 1:\n    inject.swallow_interrupts(times=1)")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from worlds import GUARD, MODEL, Ranks
+from worlds import GUARD, LATER, MODEL, Ranks
 
 from notebooks import Notebook, Outcome, poll
 
@@ -199,12 +199,15 @@ def _slow_ranks(pair: Ranks) -> Iterator[None]:
 
 def _interrupt_in_the_middle(notebook: Notebook, cell: str, moves: str, ranks: int = 2) -> Outcome:
     """Run a cell, and interrupt it when as many ranks have each moved a tenth of a GB or more of a value."""
+    notebook.start(cell)
+    return _interrupt_when_moved(notebook, moves, ranks)
 
+
+def _interrupt_when_moved(notebook: Notebook, moves: str, ranks: int = 2) -> Outcome:
     def all_move(shown: Outcome) -> bool:
         told = [bundle.get("text/plain", "") for bundle in shown.history]
         return any(len(re.findall(f"{moves} 0[.][1-9] of", text)) == ranks for text in told)
 
-    notebook.start(cell)
     notebook.wait_for(all_move, GUARD)
     notebook.interrupt()
     return notebook.wait(GUARD)
@@ -232,6 +235,25 @@ def test_row_31_interrupted_return(pair: Ranks, kind: str) -> None:
         assert error.evalue == "rank 1: interrupted while it sent 0.5 GB"
     check = "[len(value) for value in nbsync.session().pull('value')] == nbsync.session().pull('kept')"
     assert notebook.run(check, GUARD).ok().texts == ["True"]
+    pair.run("del value").ok()
+    pair.assert_whole()
+
+
+def test_row_31_second_interrupt(pair: Ranks) -> None:
+    """What a function returns that has caught the first one, a second gives up."""
+    pair.run(f"value = {VALUES['tensor']}").ok()
+    cell = (
+        "import nbsync\ndef catch():\n    print('begun', rank)\n    try: inject.sleep_forever()\n"
+        "    except KeyboardInterrupt: return value\nnbsync.session().call(catch)"
+    )
+    with _slow_kernel(pair.notebook):
+        pair.notebook.start(cell)
+        for rank in pair.everyone:
+            pair.notebook.wait_for_output(f"begun {rank}", GUARD)
+        pair.notebook.interrupt()
+        time.sleep(LATER)
+        error = _interrupt_when_moved(pair.notebook, "sends").failed("KeyboardInterrupt")
+    assert error.evalue == "ranks 0-1: interrupted while it sent 0.5 GB"
     pair.run("del value").ok()
     pair.assert_whole()
 
