@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from nbsync.errors import UsageError
+from nbsync.errors import Interrupted, UsageError
 from nbsync.kernel import current
 from nbsync.kernel.aftermath import take_note
 from nbsync.kernel.ask import Ranks, ask, ask_for_values, checked_variables, choose, raise_for
@@ -295,10 +295,10 @@ class Session:
         try:
             self._fleet.close()
             self._start_fleet()
-        except KeyboardInterrupt:
-            others = f"`%nbsync start -n {self.world_size}` starts others"
-            tell(make_sink(), f"the restart was interrupted, and the workers are gone: {others}")
-            raise
+        except KeyboardInterrupt as error:
+            when = error.ranks_in_lines if isinstance(error, Interrupted) else ()
+            gone = f"the workers are gone: `%nbsync start -n {self.world_size}` starts others"
+            raise Interrupted([*when, gone]) from None
         return tuple(range(self.world_size))
 
     def close(self) -> None:

@@ -11,7 +11,16 @@ from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from nbsync.errors import NoSession, RankBusy, StartError, TransferError, UsageError, WorkerError, describe_ranks
+from nbsync.errors import (
+    Interrupted,
+    NoSession,
+    RankBusy,
+    StartError,
+    TransferError,
+    UsageError,
+    WorkerError,
+    describe_ranks,
+)
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.start import culprit
 from nbsync.notebook import arguments, outlet
@@ -184,6 +193,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             command(options, line, *rest) if rest else command(options)
         except arguments.HelpShown:
             return
+        except KeyboardInterrupt as error:  # it shows no lines of ours, which say nothing to the user
+            raise (error if isinstance(error, Interrupted) else Interrupted()) from None
         except _PLAIN as error:
             if isinstance(error, WorkerError):  # a rank's, of this type too: it shows the line of the cell
                 raise

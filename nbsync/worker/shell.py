@@ -80,9 +80,7 @@ class WorkerShell:
             shell.history_manager.enabled = False
         _use_own_event_loop()
         _cut_line_to_front_end(shell)
-        for module, name in ((builtins, "input"), (getpass, "getpass")):
-            setattr(module, name, _refuse_input)
-        sys.breakpointhook = _refuse_breakpoint  # the kernel's own does nothing here
+        _refuse_questions(shell)
 
     @property
     def namespace(self) -> dict[str, Any]:
@@ -240,8 +238,17 @@ def _print_page(shell: Any, page: Any, start: int = 0, screen_lines: int = 0, pa
     print(page["text/plain"] if isinstance(page, dict) else page)
 
 
+def _refuse_questions(shell: Any) -> None:
+    """Nobody could answer a rank that asks for input, or stops in a debugger."""
+    for module, name in ((builtins, "input"), (getpass, "getpass")):
+        setattr(module, name, _refuse_input)
+    sys.breakpointhook = _refuse_breakpoint  # the kernel's own does nothing here
+    shell.call_pdb = False  # the notebook's `%pdb on` was inherited
+    type(shell).call_pdb = property(lambda _: False, _refuse_breakpoint)
+
+
 def _refuse_input(*args: Any, **kwargs: Any) -> str:
-    raise RuntimeError("a rank cannot ask for input: read it in an ordinary cell and send it with `%nbsync push NAME`")
+    raise UsageError("a rank cannot ask for input: read it in an ordinary cell and send it with `%nbsync push NAME`")
 
 
 def _ends_any_cell(error: BaseException) -> bool:

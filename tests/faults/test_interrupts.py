@@ -73,8 +73,9 @@ def test_row_18_handlers_last_for_a_cell(pair: Ranks, handler: str) -> None:
 
 def test_row_18_input(pair: Ranks) -> None:
     """A rank cannot ask for input: an error says so at once, instead of a wait that nobody answers."""
-    error = pair.fail("input('name? ')", "RuntimeError")
+    error = pair.fail("input('name? ')", "UsageError")
     assert "a rank cannot ask for input" in error.evalue
+    assert "shell.py" not in error.traceback
     pair.assert_whole()
 
 

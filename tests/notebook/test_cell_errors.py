@@ -87,6 +87,25 @@ def test_debug_begins_in_the_cell(live: Notebook, cell: str) -> None:
     assert shown.ok().texts == ["'<module>'"]
 
 
+@pytest.mark.parametrize("stop", ["breakpoint()", "%pdb on", "import pdb; pdb.set_trace()\nx = 1"])
+def test_a_debugger_on_a_rank(live: Notebook, stop: str) -> None:
+    """Nobody could answer it, and that is said; nothing of ours shows."""
+    error = live.run(f"%%distributed\n{stop}").failed("UsageError")
+    assert "a rank cannot" in error.evalue
+    assert "shell.py" not in error.traceback
+    _works(live)
+
+
+def test_the_notebooks_debugger_is_not_the_ranks(live: Notebook) -> None:
+    """Of a notebook in which `%pdb on` holds, the ranks' errors are as ever."""
+    live.run("%pdb on").ok()
+    live.run("%nbsync restart").ok()
+    live.run("%pdb off").ok()
+    error = live.run("%%distributed\n1 / 0").failed("ZeroDivisionError")
+    assert "During handling" not in error.traceback
+    _works(live)
+
+
 def test_attributes_of_the_original(live: Notebook) -> None:
     """The error tells what the original told: its arguments, attributes and errno; the original itself is at hand."""
     live.run(

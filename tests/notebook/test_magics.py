@@ -326,6 +326,18 @@ def test_restart_gives_fresh_workers(live: Notebook) -> None:
     assert live.run("%%distributed\nt = torch.ones(1); dist.all_reduce(t); t").ok().texts == ["[0-1] tensor([2.])"]
 
 
+def test_an_interrupted_restart(live: Notebook) -> None:
+    """It says that the workers are gone, and what starts others; no line of ours shows."""
+    cell = (
+        "import signal\nfrom nbsync.kernel.fleet import Fleet\nclose = Fleet._close\n"
+        "def interrupted(self):\n    signal.raise_signal(signal.SIGINT)\n    close(self)\n"
+        "Fleet._close = interrupted\ntry:\n    %nbsync restart\nfinally:\n    Fleet._close = close"
+    )
+    told = ["KeyboardInterrupt", "the workers are gone: `%nbsync start -n 2` starts others"]
+    assert live.run(cell).failed("KeyboardInterrupt").traceback.splitlines() == told
+    live.run("%nbsync start").ok()
+
+
 def test_restart_of_some_names_all_that_came_back(live: Notebook) -> None:
     """Also a rank that had ended, whatever was asked for."""
     assert live.run("%nbsync restart --ranks 1").ok().stdout == "nbsync: rank 1 is fresh, gloo\n"
