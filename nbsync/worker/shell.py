@@ -244,7 +244,7 @@ def _refuse_questions(shell: Any) -> None:
         setattr(module, name, _refuse_input)
     sys.breakpointhook = _refuse_breakpoint  # the kernel's own does nothing here
     shell.call_pdb = False  # the notebook's `%pdb on` was inherited
-    type(shell).call_pdb = property(lambda _: False, _refuse_breakpoint)
+    type(shell).call_pdb = property(lambda _: False, _refuse_debugger)
 
 
 def _refuse_input(*args: Any, **kwargs: Any) -> str:
@@ -260,6 +260,11 @@ def _refuse_breakpoint(*args: Any, **kwargs: Any) -> None:
     raise UsageError(
         "a rank cannot stop at a breakpoint: print what is of interest, or fetch it with `%nbsync pull NAME`"
     )
+
+
+def _refuse_debugger(_: Any, is_on: bool) -> None:
+    if is_on:
+        _refuse_breakpoint()
 
 
 def _refuse_exit() -> None:

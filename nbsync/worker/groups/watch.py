@@ -13,6 +13,7 @@ They are compared afterwards (see underway.py). The same holds where torch pairs
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections import Counter
@@ -82,14 +83,14 @@ class CollectiveWatch:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
         kind: Any = dist.ProcessGroup
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
-            setattr(kind, method, _like(getattr(kind, method), self._collective(method, getattr(kind, method))))
+            _replace(kind, method, functools.partial(self._collective, method))
         self._functional = watch_functional(self.begin, self.wait, self.is_watched)
         self._reducer.install()
         for method in _MESSAGES:
-            setattr(kind, method, _like(getattr(kind, method), self._message(method, getattr(kind, method))))
-        kind.monitored_barrier = _like(kind.monitored_barrier, self._unnumbered(kind.monitored_barrier))
-        kind.recv_anysource = _like(kind.recv_anysource, self._message_from_anybody(kind.recv_anysource))
-        dist.Work.wait = _like(dist.Work.wait, self._wait(dist.Work.wait))  # type: ignore[method-assign]
+            _replace(kind, method, functools.partial(self._message, method))
+        _replace(kind, "monitored_barrier", self._unnumbered)
+        _replace(kind, "recv_anysource", self._message_from_anybody)
+        _replace(dist.Work, "wait", self._wait)
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
@@ -262,10 +263,10 @@ class CollectiveWatch:
             raise
 
 
-def _like(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
-    """`replacement`, under the name and with the words of `original`."""
-    replacement.__name__, replacement.__doc__ = original.__name__, original.__doc__
-    return replacement
+def _replace(kind: Any, method: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put what `wrap` makes of a method into its place, under its name and with its words."""
+    original = getattr(kind, method)
+    setattr(kind, method, functools.wraps(original)(wrap(original)))
 
 
 def _answers_for_others() -> bool:
