@@ -26,7 +26,9 @@ def pair(pair: Ranks) -> Ranks:
         "dist.all_reduce(torch.ones(1), group=g)",
         "dist.all_reduce(torch.ones(1), group=g, async_op=True).wait()",
         "dist.monitored_barrier(group=g, timeout=limit)",
+        "dist.all_reduce(torch.ones(1), group=g, async_op=True).get_future().wait()",
         "ops.wait_tensor(ops.all_reduce(torch.ones(1), 'sum', g.group_name))",
+        "DDP(torch.nn.Linear(2, 2), process_group=g)",
     ],
 )
 def test_row_02_a_timeout_that_was_caught(pair: Ranks, operation: str) -> None:
@@ -51,10 +53,12 @@ def test_row_02_a_timeout_that_was_not_caught(pair: Ranks) -> None:
     pair.assert_whole()
 
 
-def test_row_02_a_timeout_caught_in_a_backward_pass(pair: Ranks) -> None:
+@pytest.mark.parametrize("hook", ["pass", "model.register_comm_hook(g, default_hooks.allreduce_hook)"])
+def test_row_02_a_timeout_caught_in_a_backward_pass(pair: Ranks, hook: str) -> None:
     """It has closed the connection for good, although C++ has begun what timed out: so the next cell is healed."""
     pair.run(
-        "model = DDP(torch.nn.Linear(2, 2), process_group=g)\n"
+        "from torch.distributed.algorithms.ddp_comm_hooks import default_hooks\n"
+        f"model = DDP(torch.nn.Linear(2, 2), process_group=g)\n{hook}\n"
         "def loss(): return model(torch.ones(2)).sum()\nloss().backward()\nnow = loss()"
     ).ok()
     pair.run(f"{_LATE}\ntry:\n    now.backward()\nexcept RuntimeError:\n    pass").ok()

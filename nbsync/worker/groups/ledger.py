@@ -1,4 +1,4 @@
-"""What each rank has begun and nothing was compared of before, in memory that the ranks of one machine share.
+"""What each rank has begun, in memory that the ranks of one machine share.
 
 Nobody waits for what another rank writes there. But data that has arrived was noted by its sender before: so when an
 operation has ended, its ranks' entries are there to be compared.

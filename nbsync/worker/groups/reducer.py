@@ -21,6 +21,7 @@ from torch._C import _distributed_c10d
 from torch.autograd import Variable
 
 from nbsync.worker.groups.operations import Intent, intent_of
+from nbsync.worker.groups.replacing import replace
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.libraries.imports import after_import
 
@@ -59,8 +60,13 @@ class Call(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """Of a backward pass: what DDP will wait for, and what a communication hook gave it the future of."""
+    """Of a backward pass: what DDP will wait for, and what a communication hook gave it the future of.
 
+    Attributes:
+        task: its number in the engine of torch; negative for none.
+    """
+
+    task: int
     works: list[Any]
     hooked: list[Begun]
 
@@ -70,10 +76,19 @@ class ReducerWatch:
 
     Args:
         is_watched: as `CollectiveWatch.is_watched`. What Python has begun comes by here as well, and is not.
+        notice: as `CollectiveWatch.notice`.
     """
 
-    def __init__(self, begin: Begin, wait: Wait, is_watched: Callable[[Any], bool], underway: Underway) -> None:
-        self._begin, self._wait, self._is_watched, self._underway = begin, wait, is_watched, underway
+    def __init__(
+        self,
+        begin: Begin,
+        wait: Wait,
+        is_watched: Callable[[Any], bool],
+        notice: Callable[[RuntimeError], None],
+        underway: Underway,
+    ) -> None:
+        self._begin, self._wait, self._is_watched = begin, wait, is_watched
+        self._notice, self._underway = notice, underway
         self._here = threading.local()
 
     def install(self) -> None:
@@ -87,12 +102,14 @@ class ReducerWatch:
                     library.impl(describe.__name__, self._kernel(describe), key, allow_override=True)
         for name in _WAIT_WITHIN:
             owner = dist if hasattr(dist, name) else c10d.Reducer
-            setattr(owner, name, self._waiting_within(getattr(owner, name)))
+            replace(owner, name, self._waiting_within)
         after_import("torch._dynamo.trace_rules", lambda rules: rules.add(__package__))  # or it would compile them
-        kind: Any = dist.Work
-        kind.get_future = self._future(kind.get_future)
-        autograd: Any = torch.autograd
-        autograd._engine_run_backward = self._telling(autograd._engine_run_backward)
+        for module in (torch.autograd.graph, torch.autograd):
+            replace(module, "_engine_run_backward", self._telling)
+
+    def forget(self) -> None:
+        """The groups begin a new life: what was begun in the last one is not compared in this one."""
+        self._here = threading.local()
 
     def _kernel(self, describe: Callable[..., Call]) -> Callable[..., Any]:
         def kernel(*args: Any) -> Any:
@@ -122,23 +139,18 @@ class ReducerWatch:
         while works and works[0].is_completed():
             self._wait_for_first(works)
 
-    def _future(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        @functools.wraps(original)
-        def get_future(work: Any) -> Any:
-            future = original(work)
-            self._find_pass().hooked.append(self._underway.known(work))
-            return future
-
-        return get_future
+    def on_future(self, begun: Begun) -> None:
+        """A future was given out: a communication hook may give it to DDP, which waits for it in C++."""
+        self._find_pass().hooked.append(begun)
 
     def _waiting_within(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             begun: list[Begun] = []
             before, self._here.within = getattr(self._here, "within", None), begun
             try:
                 done = original(*args, **kwargs)
-            except RuntimeError:
+            except RuntimeError as error:
+                self._notice(error)
                 self._compare(begun)
                 raise
             finally:
@@ -151,26 +163,33 @@ class ReducerWatch:
     def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Of what a communication hook has begun, an error of its wait in C++ can be told better."""
 
-        @functools.wraps(original)
         def run_backward(*args: Any, **kwargs: Any) -> Any:
+            outer = self._current
             try:
                 return original(*args, **kwargs)
-            except RuntimeError:
-                if hasattr(self._here, "backward_pass"):
-                    self._compare(self._here.backward_pass.hooked)
+            except RuntimeError as error:
+                self._notice(error)
+                if self._current is not None and self._current is not outer:
+                    self._compare(self._current.hooked)
                 raise
+            finally:
+                self._here.current = outer
 
         return run_backward
 
+    @property
+    def _current(self) -> Pass | None:
+        """The backward pass of this thread of which something is known."""
+        return getattr(self._here, "current", None)
+
     def _find_pass(self) -> Pass:
         """That which this thread is in, if it is in one; its end is seen to."""
-        task = torch._C._current_graph_task_id()
-        if task < 0:
-            return Pass([], [])
-        if task != getattr(self._here, "task", None):
-            self._here.task, self._here.backward_pass = task, Pass([], [])
-            Variable._execution_engine.queue_callback(functools.partial(self._end, self._here.backward_pass))
-        known: Pass = self._here.backward_pass
+        task, known = torch._C._current_graph_task_id(), self._current
+        if known is None or known.task != task or task < 0:
+            known = Pass(task, [], [])
+            if task >= 0:
+                self._here.current = known
+                Variable._execution_engine.queue_callback(functools.partial(self._end, known))
         return known
 
     def _end(self, backward_pass: Pass) -> None:

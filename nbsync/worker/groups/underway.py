@@ -1,4 +1,4 @@
-"""What this process has begun and not yet waited for: `async_op=True`, `isend`, `irecv`, functional collectives.
+"""What this process has begun and not yet waited for: `async_op=True`, `isend`, `irecv`, functional collectives, DDP's.
 
 Each rank notes what it begins where the others can read it (see ledger.py), and compares when it has waited for it.
 """
@@ -44,7 +44,7 @@ _UNKNOWN = Begun(None, (), "", None)
 
 
 class Underway:
-    """The operations of this process that nobody has waited for, by what will be waited for.
+    """The operations of this process that nobody has waited for, by what will be: a `Work`, its future, a storage.
 
     Attributes:
         ledger: where the ranks note what they begin, if there is such a place.
@@ -89,9 +89,19 @@ class Underway:
             self._held.remove(handle)
         return self._begun.pop(handle, _UNKNOWN)
 
-    def known(self, work: Any) -> Begun:
-        """What this `Work` is of; nobody waits for it now."""
-        return self._begun.get(work, _UNKNOWN)
+    def known(self, handle: Any) -> Begun:
+        """What this is of; nobody waits for it now."""
+        return self._begun.get(handle, _UNKNOWN)
+
+    def knows(self, handle: Any) -> bool:
+        """Whether that is known, or was before the groups were healed."""
+        return handle in self._begun or handle in self._earlier
+
+    def also(self, future: Any, begun: Begun) -> Any:
+        """Know that this future, too, is of what was begun."""
+        if begun is not _UNKNOWN:
+            self._begun[future] = begun
+        return future
 
     def cut_off(self, handle: Any) -> OperationCutOff | None:
         """What to tell of what was under way when an earlier cell failed: gloo tells of a connection only."""

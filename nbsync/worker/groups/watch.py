@@ -30,6 +30,7 @@ from torch.distributed.algorithms import join
 from nbsync.errors import CollectiveMismatch
 from nbsync.worker.groups.comparison import Comparison
 from nbsync.worker.groups.functional import watch_functional
+from nbsync.worker.groups.futures import FutureWatch
 from nbsync.worker.groups.operations import (
     COLLECTIVES,
     Collective,
@@ -40,6 +41,7 @@ from nbsync.worker.groups.operations import (
     python_name,
 )
 from nbsync.worker.groups.reducer import ReducerWatch
+from nbsync.worker.groups.replacing import replace
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 
@@ -77,25 +79,28 @@ class CollectiveWatch:
         self._main = threading.get_ident()
         self._here = threading.local()
         self._counting = threading.Lock()
-        self._reducer = ReducerWatch(self.begin, self.wait, self.is_watched, self.underway)
+        self._reducer = ReducerWatch(self.begin, self.wait, self.is_watched, self.notice, self.underway)
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
         kind: Any = dist.ProcessGroup
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
-            _replace(kind, method, functools.partial(self._collective, method))
+            replace(kind, method, functools.partial(self._collective, method))
         self._functional = watch_functional(self.begin, self.wait, self.is_watched)
         self._reducer.install()
         for method in _MESSAGES:
-            _replace(kind, method, functools.partial(self._message, method))
-        _replace(kind, "monitored_barrier", self._unnumbered)
-        _replace(kind, "recv_anysource", self._message_from_anybody)
-        _replace(dist.Work, "wait", self._wait)
+            replace(kind, method, functools.partial(self._message, method))
+        replace(kind, "monitored_barrier", self._unnumbered)
+        replace(kind, "recv_anysource", self._message_from_anybody)
+        replace(dist.Work, "wait", self._wait)
+        FutureWatch(self.wait, self._reducer.on_future, self.underway).install()
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
         self.current, self.has_failed = None, False
+        self._here = threading.local()
         self.underway.forget()
+        self._reducer.forget()
         for known in (self._numbers, self._messages, self._from_anybody):
             known.clear()
 
@@ -227,12 +232,16 @@ class CollectiveWatch:
         except RuntimeError as error:
             if MISMATCH in str(error):  # gloo noticed it, since a message was too long
                 raise CollectiveMismatch(str(error)) from None
-            self.has_failed = self.has_failed or ends_connection(str(error))
+            self.notice(error)
             raise
         finally:
             self._here.is_inside = False
             if is_main:
                 self.current = None
+
+    def notice(self, error: RuntimeError) -> None:
+        """An operation has failed: whoever catches that, its connections may have ended."""
+        self.has_failed = self.has_failed or ends_connection(str(error))
 
     @property
     def _is_inside(self) -> bool:
@@ -261,12 +270,6 @@ class CollectiveWatch:
             with self._counting:
                 numbers[what] -= 1
             raise
-
-
-def _replace(kind: Any, method: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Put what `wrap` makes of a method into its place, under its name and with its words."""
-    original = getattr(kind, method)
-    setattr(kind, method, functools.wraps(original)(wrap(original)))
 
 
 def _answers_for_others() -> bool:
