@@ -163,7 +163,10 @@ class WorkerError(NbsyncError):
         original: the exception itself, rebuilt in this process, or None when it could not be sent.
         traceback_lines: the rank's traceback, with the source lines of the cell, as IPython renders it.
         others: one line for each other rank that did not finish normally.
+        after_interrupt: the user had interrupted the run before it ended.
     """
+
+    after_interrupt = False
 
     def __init__(
         self,

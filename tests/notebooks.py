@@ -388,9 +388,10 @@ class Notebook:
         deadline = time.monotonic() + timeout
         while not condition(self._cell):
             if time.monotonic() > deadline or self._cell.ended or not self.is_alive:
+                what = f"not within {timeout} s" if self.is_alive else "the kernel has ended"
                 outcome = self._cell.outcome
                 self.kill()
-                raise Hung(f"not within {timeout} s; so far: {outcome}")
+                raise Hung(f"{what}; so far: {outcome}")
             with suppress(Empty):
                 self._cell.take(self._client.get_iopub_msg(timeout=0.1))
             with suppress(Empty):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from keyword import iskeyword
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, StartError, UsageError, describe_ranks
+from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerError, describe_ranks
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
@@ -82,8 +81,10 @@ def ask(
         return replace(request, show_bars=shows_bars) if isinstance(request, Work) else request
 
     run = fleet.execute(make, chosen, sink, note=note, timeout=timeout, notify=notify)
-    with suppress(KeyboardInterrupt):  # what the run has to tell comes first
+    try:
         _mend(fleet, sink, notify)
+    except KeyboardInterrupt:  # what the run has to tell comes first
+        run.interrupts += 1
     return run
 
 
@@ -118,6 +119,8 @@ def raise_for(fleet: Fleet, run: Run) -> None:
     if error is not None:
         run.forget_values()
         add_hint(error)
+        if isinstance(error, WorkerError):
+            error.after_interrupt = run.interrupts > 0
         raise error from None
 
 

@@ -104,8 +104,10 @@ class Dispatch:
         with self._lock:
             left = run.drain()
             self._between[:0] = [item for item in left if _is_text(item)]  # the next run shows it
-            for rank, _, what in left:
-                if isinstance(what, Done):
+            for rank, kind, what in left:
+                if kind == "interrupt":  # the user has pressed it all the same
+                    run.interrupts += 1
+                elif isinstance(what, Done):
                     run.done[rank] = what
                 elif isinstance(what, Exited):
                     run.note_exit(rank, what)

@@ -74,7 +74,7 @@ def notebook_launcher(
         rdzv_endpoint: "host:port", in place of `master_addr` and `use_port`.
         rdzv_conf: may hold "rank" (0, this node's). Everything else would be without effect, and is refused.
         rdzv_id: the run's name, in TORCHELASTIC_RUN_ID.
-        max_restarts: how often to start all ranks anew when one fails.
+        max_restarts: how often to start all ranks anew when one fails; not after an interrupt.
         monitor_interval: at most so many seconds pass until the end of a worker is noticed; here it is at once.
         log_line_prefix_template: what stands before each line, e.g. "[${role_name}${local_rank}]: ", in place of
             "[0] "; lines of several ranks are then not folded. Names: role_name, rank, local_rank.
@@ -142,7 +142,7 @@ def _attempt(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], ti
             with Session.from_plan(plan, (function, args, {})) as session:
                 return session.call_inherited(timeout)
         except WorkerError as error:
-            if plan.restart_count >= plan.max_restarts:
+            if plan.restart_count >= plan.max_restarts or error.after_interrupt:
                 raise
             plan = replace(plan, restart_count=plan.restart_count + 1)
             tell(make_sink(), f"{error.summary}; restart {plan.restart_count} of {plan.max_restarts}")

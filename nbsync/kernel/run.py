@@ -104,9 +104,12 @@ class Run:
         return tuple(rank for rank in self.ranks if rank not in self.done and rank not in self.exited)
 
     @property
-    def has_all_values(self) -> bool:
-        """Every rank has sent a value: what a call returned, or a variable."""
-        return all(rank in self.done and self.done[rank].value is not None for rank in self.ranks)
+    def has_outlived_interrupts(self) -> bool:
+        """The code of a rank has caught them, and every rank has come to a value, as a call does."""
+        answers = [self.done[rank] for rank in self.ranks if rank in self.done]
+        if len(answers) < len(self.ranks) or any(done.failure or done.value is None for done in answers):
+            return False
+        return any(done.caught_interrupt for done in answers)
 
     @property
     def ended_well(self) -> bool:
@@ -251,10 +254,12 @@ class Conductor:
     def _interrupt(self) -> None:
         """The first asks; the second asks again those that swallowed it; the third gives up on them."""
         now, pending = time.monotonic(), self._run.pending
-        if not pending or now < self._interrupted_at + ESCALATE_AFTER:
+        if now < self._interrupted_at + ESCALATE_AFTER:
             return
         self._interrupted_at = now
         self._run.interrupts += 1
+        if not pending:
+            return
         if self._run.interrupts == 2:
             self._notify(f"{describe_ranks(pending)} did not follow the interrupt yet; asking again")
         if self._run.interrupts >= 3:

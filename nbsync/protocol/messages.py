@@ -211,6 +211,7 @@ class Done:
         value: what a call returned or a pull fetched.
         group_broken: this rank's process group needs healing before its next collective.
         memory: what the rank holds at the end, a failed cell's frames included.
+        caught_interrupt: the code got a KeyboardInterrupt, and ended well all the same.
     """
 
     run: int
@@ -221,3 +222,4 @@ class Done:
     group_broken: bool = False
     sequence: tuple[tuple[str, int], ...] = ()
     memory: Memory | None = None
+    caught_interrupt: bool = False

@@ -36,6 +36,7 @@ class Interrupts:
         self._shields = 0
         self._opened = 0.0
         self._raised_at = self._insisted_at = float("-inf")
+        self._raised_in: int | None = None
         self._pending = False
         self._main = threading.main_thread().ident
 
@@ -99,7 +100,11 @@ class Interrupts:
     @property
     def was_missed(self) -> bool:
         """Whether the last run has ended before its code could notice that it was interrupted."""
-        return self.run is None and self.asked == self.over and (self.too_early or not self.was_noticed)
+        return self.run is None and self.asked == self.over and not self.was_raised(self.over)
+
+    def was_raised(self, run: int) -> bool:
+        """Whether the code of `run` got a KeyboardInterrupt."""
+        return self._raised_in == run
 
     def begin(self, run: int) -> None:
         """From here on it may be interrupted, whatever an earlier cell has made of SIGINT: as in the notebook.
@@ -110,8 +115,7 @@ class Interrupts:
             KeyboardInterrupt: it was interrupted before it began.
         """
         signal.signal(signal.SIGINT, self._handle)
-        self._pending = self.too_early = False
-        self.run, self._opened = run, time.monotonic()
+        self.run, self._pending, self._opened = run, False, time.monotonic()
         self._raised_at = self._insisted_at = float("-inf")
         if self.asked == run:
             raise KeyboardInterrupt
@@ -133,16 +137,16 @@ class Interrupts:
                     raise KeyboardInterrupt
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.was_noticed = True
         if self.run is None:
             return
-        self.was_noticed = True
         now = time.monotonic()
         if now - (self._raised_at if signum == INSIST_SIGNAL else self._insisted_at) < SAME:
             return
         if now - self._opened < FIRST_MOMENTS and not users_line(walk_stack(frame)):
             self.too_early = True
             return
-        self._raised_at = now
+        self._raised_at, self._raised_in = now, self.run
         if signum == INSIST_SIGNAL:
             self._insisted_at = now
         if self._shields:

@@ -228,7 +228,7 @@ class Worker:
                 self.interrupts.run, self.interrupts.over = None, run
         except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
             rendered = () if self._on_error(error, run) else self.shell.render(error, _OURS)
-            outcome = CellOutcome(error=error, traceback=rendered)
+            outcome, value = CellOutcome(error=error, traceback=rendered), None
             failure = self._describe(outcome, run)
         if not isinstance(request, Heal):
             self.groups.end_run(well=failure is None and not self.interrupts.was_asked(run))
@@ -243,6 +243,7 @@ class Worker:
             group_broken=self.groups.are_broken or self.watch.has_failed,
             sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
             memory=memory,
+            caught_interrupt=failure is None and self.interrupts.was_raised(run),
         )
         self.feed.send(self.channel, time.monotonic(), at_once=True)
         self._post(lambda fence: replace(done, fence=fence))

@@ -205,6 +205,68 @@ def test_row_16_a_function_that_catches_it(pair: Ranks, call: str, loop: str) ->
     pair.assert_whole()
 
 
+def test_row_16_among_short_calls(pair: Ranks) -> None:
+    """An interrupt is never lost, also where it comes when a call has just ended."""
+    cell = """
+import nbsync, os, random, signal, threading, time
+session = nbsync.session()
+def small(): return 1
+def is_lost():
+    press = threading.Timer(0.05 + random.random() / 20, os.kill, [os.getpid(), signal.SIGINT])
+    press.start()
+    try:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline: session.call(small)
+    except KeyboardInterrupt:
+        return False
+    return True
+sum(is_lost() for _ in range(20))"""
+    assert pair.notebook.run(cell).ok().texts == ["0"]
+    pair.assert_whole()
+
+
+def test_row_16_a_launch_that_was_interrupted_is_not_restarted(pair: Ranks) -> None:
+    """The user does not want it, whatever its code makes of the interrupt."""
+    cell = """
+import nbsync, time
+def train():
+    print("begun")
+    try: time.sleep(1000)
+    except KeyboardInterrupt: raise RuntimeError("stopped") from None
+nbsync.notebook_launcher(train, num_processes=1, max_restarts=1)"""
+    pair.notebook.start(cell)
+    pair.notebook.wait_for_output("begun", GUARD)
+    pair.notebook.interrupt()
+    outcome = pair.notebook.wait(GUARD)
+    assert "stopped" in outcome.failed("RuntimeError").evalue
+    assert outcome.stdout.count("begun") == 1
+    pair.assert_whole()
+
+
+def test_row_16_an_interrupt_in_the_last_moment_of_a_call(pair: Ranks) -> None:
+    """The rank has its value already: it is an interrupt nevertheless, and no error of the ranks."""
+    late = """
+from nbsync.worker.main import Worker
+describe = Worker._describe
+def slowly(self, outcome, run):
+    described = describe(self, outcome, run)
+    if outcome.error is None:
+        print("ready", rank)
+        time.sleep(1000)
+    return described
+"""
+    pair.run(late).ok()
+    pair.notebook.start(
+        "import nbsync\ndef change(): Worker._describe = slowly; return 1\nnbsync.session().call(change)"
+    )
+    for rank in pair.everyone:
+        pair.notebook.wait_for_output(f"ready {rank}", GUARD)
+    pair.notebook.interrupt()
+    assert "ranks 0-1: interrupted" in pair.notebook.wait(GUARD).failed("KeyboardInterrupt").evalue
+    pair.run("Worker._describe = describe").ok()
+    pair.assert_whole()
+
+
 def test_row_16_a_cell_that_catches_it_on_one_rank(pair: Ranks) -> None:
     """It ends by the interrupt as long as one rank does."""
     cell = "try:\n    inject.sleep_forever()\nexcept KeyboardInterrupt:\n    if rank == 1: raise"

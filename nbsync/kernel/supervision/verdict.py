@@ -48,7 +48,7 @@ def judge(run: Run, common: Common) -> BaseException | None:
         return Deadlock(f"no rank could go on: {run.stuck}")
     if run.timed_out:
         return RunTimeout(_timeout_text(run, failures))
-    if run.interrupts and not run.has_all_values:  # else all ranks have caught it, to return what they have come to
+    if run.interrupts and not run.has_outlived_interrupts:
         return Interrupted(others_in_lines(run, failures))
     if failures:  # only consequences: of something outside this run
         return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
