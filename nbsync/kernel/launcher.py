@@ -98,7 +98,8 @@ def notebook_launcher(
         NotImplementedError: `num_nodes` > 1.
         StartError: the workers could not be started.
         WorkerError: a rank raised; it is also of the original exception's type. WorkerDied: its process ended.
-        RunTimeout: `timeout` was reached. KeyboardInterrupt: it was interrupted, and a rank did not catch that.
+        RunTimeout: `timeout` was reached. KeyboardInterrupt: it was interrupted; if `function` catches that, and
+            returns on all ranks, so does this.
 
     Examples:
         >>> from nbsync import World, notebook_launcher

@@ -209,7 +209,7 @@ class Session:
 
         Raises:
             TransferError: the function, an argument or a returned value cannot be sent.
-            Others as `run_cell`; no KeyboardInterrupt if the function caught it on all ranks.
+            Others as `run_cell`; no KeyboardInterrupt if the function catches it, and returns on all ranks.
         """
         fleet, note = self._fleet, f"runs {_name(function)}()"
         return ask_for_values(fleet, make_call(function, args, kwargs, fleet.common), ranks, note=note, timeout=timeout)
