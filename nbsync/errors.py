@@ -166,8 +166,6 @@ class WorkerError(NbsyncError):
         after_interrupt: the user had interrupted the run before it ended.
     """
 
-    after_interrupt = False
-
     def __init__(
         self,
         *,
@@ -185,7 +183,7 @@ class WorkerError(NbsyncError):
         self.message = message
         self.traceback_lines = tuple(traceback_lines)
         self.others = tuple(others)
-        self.original = original
+        self.original, self.after_interrupt = original, False
         if original is not None:
             self._take_over(original)
 
