@@ -18,6 +18,11 @@ START = "%load_ext nbsync\n%nbsync start -n 2"
 LOOP = (
     "%%distributed\nimport time\nfrom tqdm.auto import tqdm\nfor i in tqdm(range({n}), desc='steps'): time.sleep(0.05)"
 )
+#: At some steps the ranks wait until what is there to be seen has been seen.
+SEEN = (
+    "%%distributed\nimport os, time\nfrom tqdm.auto import tqdm\nfor i in tqdm(range(60), desc='steps'):\n"
+    "    time.sleep(0.05)\n    while i in (15, 30, 45) and not os.path.exists(f'seen{i}'): time.sleep(0.01)"
+)
 LATE = "%%distributed\nimport time\nif rank == 1: time.sleep({seconds})\nworld.wait_for_everyone('saving')"
 
 #: The height of an output area, and how far rank 1 is, at one moment.
@@ -29,7 +34,7 @@ OpenNotebook = Callable[[str], LabPage]
 
 def test_bars_move(lab: Lab, open_notebook: OpenNotebook) -> None:
     """A bar moves while the cell runs; its last state stays; nothing of it jumps."""
-    lab.write("bars.ipynb", [START, LOOP.format(n=60)])
+    lab.write("bars.ipynb", [START, SEEN])
     lab_page = open_notebook("bars.ipynb")
     lab_page.wait_for_kernel()
     lab_page.run_cell()
@@ -37,10 +42,12 @@ def test_bars_move(lab: Lab, open_notebook: OpenNotebook) -> None:
     output = lab_page.output(1)
     expect(output.get_by_role("progressbar", name="steps, rank 1")).to_have_attribute("aria-valuemax", "60")
     heights, values = set(), [0]
-    while values[-1] < 40:
-        height, value = output.evaluate(LOOK)
-        heights.add(height)
-        values.append(value)
+    for step in (15, 30, 45):
+        while values[-1] < step - 5:
+            height, value = output.evaluate(LOOK)
+            heights.add(height)
+            values.append(value)
+        (lab.files / f"seen{step}").touch()
     assert len(set(values)) > 3, values
     assert values == sorted(values)
     assert max(heights) - min(heights) < 4, heights
