@@ -198,8 +198,7 @@ _LOOPS = ["while True: dist.all_reduce(torch.ones(1))", "time.sleep(1000) if dis
 def test_row_16_a_function_that_catches_it(pair: Ranks, call: str, loop: str) -> None:
     """What it returns then is not lost: it may be all that the training has come to."""
     pair.notebook.start(f"{_CATCHES.format(loop=loop)}[len(value) for value in {call}]")
-    for rank in pair.everyone:
-        pair.notebook.wait_for_output(f"begun {rank}", GUARD)
+    pair.wait_for_all("begun")
     pair.notebook.interrupt()
     assert pair.notebook.wait(GUARD).ok().texts == ["[3000000, 3000000]"]
     pair.assert_whole()
@@ -259,8 +258,7 @@ def slowly(self, outcome, run):
     pair.notebook.start(
         "import nbsync\ndef change(): Worker._describe = slowly; return 1\nnbsync.session().call(change)"
     )
-    for rank in pair.everyone:
-        pair.notebook.wait_for_output(f"ready {rank}", GUARD)
+    pair.wait_for_all("ready")
     pair.notebook.interrupt()
     assert "ranks 0-1: interrupted" in pair.notebook.wait(GUARD).failed("KeyboardInterrupt").evalue
     pair.run("Worker._describe = describe").ok()

@@ -248,8 +248,7 @@ def test_row_31_second_interrupt(pair: Ranks) -> None:
     )
     with _slow_kernel(pair.notebook):
         pair.notebook.start(cell)
-        for rank in pair.everyone:
-            pair.notebook.wait_for_output(f"begun {rank}", GUARD)
+        pair.wait_for_all("begun")
         pair.notebook.interrupt()
         time.sleep(LATER)
         error = _interrupt_when_moved(pair.notebook, "sends").failed("KeyboardInterrupt")

@@ -41,9 +41,13 @@ class Ranks:
     def begin(self, code: str) -> None:
         """Begin a cell on all ranks, and return soon after all of them came to its first line."""
         self.notebook.start(f"%%distributed\nprint('begun', rank)\n{code}")
-        for rank in self.everyone:
-            self.notebook.wait_for_output(f"begun {rank}", GUARD)
+        self.wait_for_all("begun")
         time.sleep(SETTLED)
+
+    def wait_for_all(self, word: str) -> None:
+        """Return when each rank has printed this word and its number."""
+        for rank in self.everyone:
+            self.notebook.wait_for_output(f"{word} {rank}", GUARD)
 
     def interrupted(self, code: str, timeout: float = GUARD) -> Outcome:
         """Run a cell on all ranks, and interrupt it when they are in it."""

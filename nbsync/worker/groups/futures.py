@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nbsync.worker.groups.replacing import replace
+from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.underway import Begun, Underway
 
 
@@ -30,11 +30,11 @@ class FutureWatch:
 
     def install(self) -> None:
         """Replace the methods of torch's futures, and of `Work` the one that gives them."""
-        replace(dist.Work, "get_future", self._get_future)
+        replace_function(dist.Work, "get_future", self._get_future)
         for method in ("wait", "value"):
-            replace(torch._C.Future, method, self._wait_for)
-        replace(torch._C.Future, "then", self._then)
-        replace(torch._C, "_collect_all", self._collect_all)
+            replace_function(torch._C.Future, method, self._wait_for)
+        replace_function(torch._C.Future, "then", self._then)
+        replace_function(torch._C, "_collect_all", self._collect_all)
 
     def _get_future(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def get_future(work: Any) -> Any:
@@ -71,8 +71,7 @@ class FutureWatch:
             begun = [self._underway.known(future) for future in futures if self._underway.knows(future)]
 
             def compare(done: Any) -> Any:
-                for one in begun:
-                    self._underway.compare(one)
+                self._underway.compare(*begun)
                 return done.value()
 
             collected = original(futures)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +21,7 @@ from torch._C import _distributed_c10d
 from torch.autograd import Variable
 
 from nbsync.worker.groups.operations import Intent, intent_of
-from nbsync.worker.groups.replacing import replace
+from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.libraries.imports import after_import
 
@@ -102,10 +102,10 @@ class ReducerWatch:
                     library.impl(describe.__name__, self._kernel(describe), key, allow_override=True)
         for name in _WAIT_WITHIN:
             owner = dist if hasattr(dist, name) else c10d.Reducer
-            replace(owner, name, self._waiting_within)
+            replace_function(owner, name, self._waiting_within)
         after_import("torch._dynamo.trace_rules", lambda rules: rules.add(__package__))  # or it would compile them
         for module in (torch.autograd.graph, torch.autograd):
-            replace(module, "_engine_run_backward", self._telling)
+            replace_function(module, "_engine_run_backward", self._telling)
 
     def forget(self) -> None:
         """The groups begin a new life: what was begun in the last one is not compared in this one."""
@@ -151,11 +151,11 @@ class ReducerWatch:
                 done = original(*args, **kwargs)
             except RuntimeError as error:
                 self._notice(error)
-                self._compare(begun)
+                self._underway.compare(*begun)
                 raise
             finally:
                 self._here.within = before
-            self._compare(begun)
+            self._underway.compare(*begun)
             return done
 
         return call
@@ -170,7 +170,7 @@ class ReducerWatch:
             except RuntimeError as error:
                 self._notice(error)
                 if self._current is not None and self._current is not outer:
-                    self._compare(self._current.hooked)
+                    self._underway.compare(*self._current.hooked)
                 raise
             finally:
                 self._here.current = outer
@@ -185,27 +185,24 @@ class ReducerWatch:
     def _find_pass(self) -> Pass:
         """That which this thread is in, if it is in one; its end is seen to."""
         task, known = torch._C._current_graph_task_id(), self._current
-        if known is None or known.task != task or task < 0:
-            known = Pass(task, [], [])
-            if task >= 0:
-                self._here.current = known
-                Variable._execution_engine.queue_callback(functools.partial(self._end, known))
-        return known
+        if known is not None and known.task == task:
+            return known
+        found = Pass(task, [], [])
+        if task >= 0:
+            self._here.current = found
+            Variable._execution_engine.queue_callback(functools.partial(self._end, found))
+        return found
 
     def _end(self, backward_pass: Pass) -> None:
         """Just before DDP waits, which was queued later."""
         while backward_pass.works:
             self._wait_for_first(backward_pass.works)
         if backward_pass.hooked:
-            Variable._execution_engine.queue_callback(functools.partial(self._compare, backward_pass.hooked))
+            Variable._execution_engine.queue_callback(lambda: self._underway.compare(*backward_pass.hooked))
 
     def _wait_for_first(self, works: list[Any]) -> None:
         work = works.pop(0)
         self._wait(work, work.wait)
-
-    def _compare(self, begun: Iterable[Begun]) -> None:
-        for one in begun:
-            self._underway.compare(one)
 
 
 # The operators of torch that are watched.

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 Wrap: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def replace(owner: Any, name: str, wrap: Wrap) -> None:
+def replace_function(owner: Any, name: str, wrap: Wrap) -> None:
     """Put what `wrap` makes of a function into its place in a class or module, under its name and with its words."""
     original = getattr(owner, name)
     setattr(owner, name, functools.wraps(original)(wrap(original)))

@@ -18,6 +18,7 @@ from torch.distributed import DistStoreError, QueueEmptyError
 
 from nbsync.errors import StoreWaitEnded
 from nbsync.protocol.spec import STORE_WAITS
+from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.pauses import pauses
 
 _NOT_YET = object()
@@ -37,9 +38,9 @@ class StoreWaits:
     def install(self) -> None:
         """Also for stores that exist already."""
         for name in STORE_WAITS:
-            setattr(Store, name, self._in_turns(getattr(Store, name), _ATTEMPTS[name]))
+            replace_function(Store, name, functools.partial(self._in_turns, _ATTEMPTS[name]))
 
-    def _in_turns(self, original: Any, attempt: Callable[..., Any]) -> Any:
+    def _in_turns(self, attempt: Callable[..., Any], original: Any) -> Any:
         def ask(store: Any, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self._main:
                 return original(store, *args, **kwargs)
@@ -52,7 +53,7 @@ class StoreWaits:
                 time.sleep(pause)
 
         ask.__code__ = ask.__code__.replace(co_name=original.__name__)  # by which it is told where a rank waits
-        return functools.wraps(original)(ask)
+        return ask
 
     def _check(self, store: Any, waited: float, keys: str | Sequence[str], timeout: Any = None) -> None:
         """Raise if this is to be waited for no more.

@@ -120,15 +120,16 @@ class Underway:
         is_same = all(entry.must == begun.must for entry in noted.values())
         return None if is_same else CollectiveMismatch(tell_difference(noted))
 
-    def compare(self, begun: Begun) -> None:
-        """Raise what `difference` has to tell of what has ended.
+    def compare(self, *begun: Begun) -> None:
+        """Raise the first that `difference` has to tell of what has ended.
 
         Raises:
             CollectiveMismatch: not all its ranks meant the same.
         """
-        difference = self.difference(begun)
-        if difference is not None:
-            raise difference from None
+        for one in begun:
+            difference = self.difference(one)
+            if difference is not None:
+                raise difference from None
 
 
 def _handles(result: Any) -> list[Any]:

@@ -41,7 +41,7 @@ from nbsync.worker.groups.operations import (
     python_name,
 )
 from nbsync.worker.groups.reducer import ReducerWatch
-from nbsync.worker.groups.replacing import replace
+from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 
@@ -85,14 +85,14 @@ class CollectiveWatch:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
         kind: Any = dist.ProcessGroup
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
-            replace(kind, method, functools.partial(self._collective, method))
+            replace_function(kind, method, functools.partial(self._collective, method))
         self._functional = watch_functional(self.begin, self.wait, self.is_watched)
         self._reducer.install()
         for method in _MESSAGES:
-            replace(kind, method, functools.partial(self._message, method))
-        replace(kind, "monitored_barrier", self._unnumbered)
-        replace(kind, "recv_anysource", self._message_from_anybody)
-        replace(dist.Work, "wait", self._wait)
+            replace_function(kind, method, functools.partial(self._message, method))
+        replace_function(kind, "monitored_barrier", self._unnumbered)
+        replace_function(kind, "recv_anysource", self._message_from_anybody)
+        replace_function(dist.Work, "wait", self._wait)
         FutureWatch(self.wait, self._reducer.on_future, self.underway).install()
 
     def forget(self) -> None:
