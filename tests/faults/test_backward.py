@@ -105,3 +105,74 @@ def test_row_16_between_forward_and_backward(pair: Ranks) -> None:
     pair.fail("loss = model(torch.randn(4, 16)).sum()\ninject.raise_error('row 2')", "ValueError")
     pair.run("optimizer.zero_grad(); loss.backward(); optimizer.step()").ok()
     _goes_on(pair)
+
+
+# Each checkpoint runs a backward pass within that of the model, and has a bucket of its own. In one model DDP is done
+# at the end of the whole pass; in the other, whose `last` is true, within the pass of a checkpoint.
+_CHECKPOINTS = """
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.checkpoint import checkpoint
+def send(grad):
+    if rank == 0: dist.send(torch.ones(1), 1)
+def receive(grad):
+    if rank == 1: dist.recv(torch.ones(1), 0)
+class Net(torch.nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.a, self.b, self.c, self.d = [torch.nn.Linear(400, 400) for _ in range(4)]
+        self.last = last
+    def forward(self, x):
+        x = x if self.last else self.a(x)
+        before = x
+        for layer in (self.b, self.c): x = checkpoint(layer, x, use_reentrant=True)
+        if talks:
+            before.register_hook(send)
+            x.register_hook(receive)
+        return self.d(x)
+def made(last, **options):
+    torch.manual_seed(0)
+    net = Net(last)
+    if last: del net.a
+    return DDP(net, bucket_cap_mb=0.5, **options)
+def step(times=1):
+    for _ in range(times):
+        optimizer.zero_grad()
+        model(torch.randn(4, 400, requires_grad=True)).pow(2).mean().backward()
+        optimizer.step()
+talks = False
+model = made({last}, {options})
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+step(3)
+"""
+
+
+@pytest.mark.parametrize("options", ["", "static_graph=True"])
+def test_row_11_ranks_talk_around_a_checkpoint(pair: Ranks, options: str) -> None:
+    """A bucket that is begun within the pass of a checkpoint is not waited for at its end: others go on meanwhile."""
+    pair.run(_CHECKPOINTS.format(last=False, options=options)).ok()
+    pair.run(f"talks = True\nstep(3)\n{_SAME}").ok()
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("options", ["", "static_graph=True"])
+@pytest.mark.parametrize("last", [False, True])
+def test_row_11_checkpoints_of_a_rank_that_is_alone(pair: Ranks, last: bool, options: str) -> None:
+    """Wherever DDP waits for the other rank, that is told; and so is what else the other one does."""
+    pair.run(_CHECKPOINTS.format(last=last, options=options)).ok()
+    pair.fail("if rank == 0: step()", "Deadlock")
+    pair.run(f"step(3)\n{_SAME}").ok()
+    other = "dist.all_reduce(torch.ones(7), async_op=True).wait()"
+    error = pair.fail(f"step() if rank == 0 else {other}", "CollectiveMismatch")
+    assert "rank 1: all_reduce (7,) float32 sum at" in error.evalue
+    pair.run(f"step(3)\n{_SAME}").ok()
+    pair.assert_whole()
+
+
+def test_row_11_ranks_talk_where_ddp_waits_in_a_checkpoint(pair: Ranks) -> None:
+    """Rank 0 would send when DDP is done, and rank 1 is not: no such program goes on."""
+    pair.run(_CHECKPOINTS.format(last=True, options="")).ok()
+    error = pair.fail("talks = True\nstep()", "Deadlock")
+    assert "rank 0 waits in backward" in error.evalue
+    assert "rank 1 waits in backward for rank 0" in error.evalue
+    pair.run(f"talks = False\nstep(3)\n{_SAME}").ok()
+    pair.assert_whole()

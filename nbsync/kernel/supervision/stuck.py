@@ -36,9 +36,9 @@ class Place:
         return f"{self.name}{number}{peer}" + (f" at {self.line}" if self.line else "")
 
     @property
-    def operation(self) -> tuple[str, int | None, tuple[int, ...]]:
-        """What must be the same on all ranks of a collective."""
-        return self.name, self.number, self.group
+    def operation(self) -> tuple[str, int | None, tuple[int, ...], int | None]:
+        """What must be the same on all ranks of a collective. A message in a backward pass has its name, and a peer."""
+        return self.name, self.number, self.group, self.peer
 
 
 def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapping[int, str], size: int) -> str | None:
@@ -71,7 +71,7 @@ def _waits(before: Where, now: Where) -> bool:
 
 def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:
     """Whether all ranks of a collective's group are in it, and mean the same as far as that is known."""
-    if place.name in _POINT_TO_POINT:
+    if place.peer is not None or place.name in _POINT_TO_POINT:
         return False
     there = [places[rank] for rank in place.group if rank in places and places[rank].operation == place.operation]
     return len(there) == len(place.group) and len({each.must for each in there} - {None}) < 2

@@ -70,6 +70,11 @@ class Pass(NamedTuple):
     works: list[Any]
     hooked: list[Begun]
 
+    def take_over(self, inner: Pass) -> None:
+        """What is left of a pass within this one, as those of checkpoints are: DDP waits when all is begun."""
+        self.works.extend(inner.works)
+        self.hooked.extend(inner.hooked)
+
 
 class ReducerWatch:
     """Has these collectives begun and waited for as those of Python are.
@@ -164,16 +169,23 @@ class ReducerWatch:
         """Of what a communication hook has begun, an error of its wait in C++ can be told better."""
 
         def run_backward(*args: Any, **kwargs: Any) -> Any:
-            outer = self._current
+            around = self._current, self._is_nested
+            is_nested = torch._C._current_graph_task_id() >= 0
+            self._here.current, self._here.is_nested = None, is_nested
             try:
-                return original(*args, **kwargs)
+                done = original(*args, **kwargs)
+                ended = self._current
             except RuntimeError as error:
                 self._notice(error)
-                if self._current is not None and self._current is not outer:
-                    self._underway.compare(*self._current.hooked)
+                if self._current is not None:
+                    begun = map(self._underway.known, self._current.works)
+                    self._underway.compare(*begun, *self._current.hooked)
                 raise
             finally:
-                self._here.current = outer
+                self._here.current, self._here.is_nested = around
+            if is_nested and ended is not None:
+                self._find_pass().take_over(ended)
+            return done
 
         return run_backward
 
@@ -182,14 +194,20 @@ class ReducerWatch:
         """The backward pass of this thread of which something is known."""
         return getattr(self._here, "current", None)
 
+    @property
+    def _is_nested(self) -> bool:
+        """Whether it is within another one, which sees to its end."""
+        return getattr(self._here, "is_nested", False)
+
     def _find_pass(self) -> Pass:
-        """That which this thread is in, if it is in one; its end is seen to."""
+        """That which this thread is in, if it is in one; its end is seen to, here or by the one around it."""
         task, known = torch._C._current_graph_task_id(), self._current
         if known is not None and known.task == task:
             return known
         found = Pass(task, [], [])
         if task >= 0:
             self._here.current = found
+        if task >= 0 and not self._is_nested:
             Variable._execution_engine.queue_callback(functools.partial(self._end, found))
         return found
 
