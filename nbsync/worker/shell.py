@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import Any
 
 from IPython.core import formatters, interactiveshell
@@ -121,9 +121,20 @@ class WorkerShell:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename in ours:
             trace = trace.tb_next
-        note_modules(trace)
-        with without_own(trace):
+        with without_own(error, trace):
+            if isinstance(error, _GROUP):
+                return self._render_group(error, trace)
+            note_modules(trace)
             return list(self.shell.InteractiveTB.structured_traceback(type(error), error, trace, tb_offset=0))
+
+    def _render_group(self, error: BaseException, trace: TracebackType | None) -> list[str]:
+        """IPython shows nothing of the errors in a group."""
+        while trace is not None and trace.tb_frame.f_code.co_filename == interactiveshell.__file__:
+            trace = trace.tb_next
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        for name, number in self.shell.compile._filename_map.items():
+            text = text.replace(f'File "{name}"', f"Cell In[{number}]")
+        return text.splitlines()
 
     def forget(self) -> None:
         """Let go of the last error, whose frames would keep the user's objects alive."""
@@ -148,12 +159,12 @@ class WorkerShell:
             kwargs.pop("exception_only", None)  # IPython thinks the name of a `SystemExit` enough
         if self._ends_cell and (error is None or self._on_error(error)):
             return
-        if self._ends_cell and isinstance(error, _GROUP):  # IPython would print it, and hand over nothing
-            self._traceback = traceback.format_exception(type(error), error, error.__traceback__)
-            return
         trace = error.__traceback__ if error is not None else None
-        note_modules(trace)
-        with without_own(trace):
+        with without_own(error, trace):
+            if self._ends_cell and isinstance(error, _GROUP):  # IPython would print it, and hand over nothing
+                self._traceback = self._render_group(error, trace)
+                return
+            note_modules(trace)
             self._render_and_show(exc_tuple, *args, **kwargs)
 
     def _one_deeper(self, run_cell: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.ultratb import AutoFormattedTB
 
-_OURS = os.path.join(os.path.dirname(__file__), "groups", "")
+_OURS = tuple(os.path.join(os.path.dirname(__file__), *name) for name in (("groups", ""), ("interrupts.py",)))
 _is_done = False
 
 
@@ -52,21 +52,37 @@ def note_modules(trace: TracebackType | None) -> None:
 
 
 @contextmanager
-def without_own(trace: TracebackType | None) -> Iterator[None]:
-    """Meanwhile this traceback has no lines of ours, which stand where torch calls a process group, or C++."""
+def without_own(error: BaseException | None, trace: TracebackType | None) -> Iterator[None]:
+    """Meanwhile no line of ours is in this traceback of `error`, nor in those of the errors that it came from.
+
+    They stand where torch calls a process group, or C++, and where an interrupt came.
+    """
     links = []
-    while trace is not None:
-        following = trace.tb_next
-        while following is not None and _is_own(following):
-            following = following.tb_next
-        links.append((trace, trace.tb_next))
-        trace.tb_next = following
-        trace = following
+    for each in [trace, *(one.__traceback__ for one in _came_from(error))]:
+        while each is not None:
+            following = each.tb_next
+            while following is not None and _is_own(following):
+                following = following.tb_next
+            links.append((each, each.tb_next))
+            each.tb_next = following
+            each = following
     try:
         yield
     finally:
-        for each, following in links:
-            each.tb_next = following
+        for one, following in reversed(links):
+            one.tb_next = following
+
+
+def _came_from(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, its causes and contexts, and those of a group; each once."""
+    found: dict[int, BaseException] = {}
+    left = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in found:
+            found[id(one)] = one
+            left += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    return iter(found.values())
 
 
 def _is_own(trace: TracebackType) -> bool:

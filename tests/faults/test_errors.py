@@ -6,7 +6,7 @@ import re
 import sys
 
 import pytest
-from worlds import Ranks, Worlds
+from worlds import GUARD, Ranks, Worlds
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -91,6 +91,21 @@ def test_row_01_exception_group(pair: Ranks) -> None:
     error = pair.fail("if rank == 1:\n    raise ExceptionGroup('row 1', [ValueError('one'), KeyError('two')])")
     assert "ExceptionGroup: row 1 (2 sub-exceptions)" in error.evalue
     assert "ValueError: one" in error.traceback
+    assert re.search(r"Cell In\[\d+\], line 3, in <module>", error.traceback)
+    assert "interactiveshell" not in error.traceback
+    call = "import nbsync\ndef several(): raise ExceptionGroup('row 1', [ValueError('one')])\n"
+    error = pair.notebook.run(f"{call}nbsync.session().call(several)", GUARD).failed()
+    assert "ValueError: one" in error.traceback
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("then", ["", " from error"])
+def test_row_10_an_error_that_came_of_another(pair: Ranks, then: str) -> None:
+    """In the traceback of neither are lines that the user has not written and torch not either."""
+    cell = "try: dist.all_reduce(torch.ones(2 + rank))\nexcept Exception as error: raise KeyError('row 10')"
+    error = pair.fail(cell + then, "KeyError")
+    assert "CollectiveMismatch: the ranks are not in the same collective" in error.traceback
+    assert "nbsync" not in error.traceback
     pair.assert_whole()
 
 

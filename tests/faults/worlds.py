@@ -13,7 +13,7 @@ from holdings import Holdings, assert_no_more
 from nbsync.testing.inject import Planned
 from notebooks import CellError, Notebook, Outcome
 
-GUARD = 20.0  # seconds: only to tell a hang from a slow machine
+GUARD = 60.0  # seconds: only to tell a hang from a slow machine; a first model imports for seconds, on each rank
 LATER = 1.2  # seconds until another interrupt is meant as one: a second press in one moment is not
 SETTLED = 0.3  # seconds in which a rank that printed something gets to its next line
 #: A cell that makes a DDP model.
