@@ -21,6 +21,7 @@ from nbsync.kernel.supervision.insist import Insistence
 from nbsync.kernel.supervision.limit import Limit
 from nbsync.kernel.supervision.lookout import Lookout
 from nbsync.kernel.supervision.pulse import Pulse
+from nbsync.kernel.supervision.stuck import Verdict
 from nbsync.kernel.transfers import Moving, Transfers
 from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.blackbox import Statement
@@ -157,6 +158,7 @@ class Conductor:
         self._limit = Limit(timeout, now)
         self._interrupted_at = float("-inf")
         self._released = False
+        self._doubted: set[Verdict] = set()
         self._lookout = Lookout(world_size, self._order, lambda: traffic.absent(run, world_size), now)
         self._transfers = Transfers(traffic.moving)
         self._pulse = Pulse(traffic.pid, notify)
@@ -237,10 +239,18 @@ class Conductor:
             self._pulse.look(self._run.pending)
             self._headroom.look(self._run.pending)
             self._handling.look(self._run.pending)
-        stuck = self._lookout.look(now)
-        if stuck is not None and not self._released:
-            self._run.stuck = stuck
+        verdict = self._lookout.look(now)
+        if verdict is None or self._released:
+            return
+        if not verdict.doubt:
+            self._run.stuck = verdict.told
             self._release()
+        elif verdict not in self._doubted:
+            self._doubted.add(verdict)
+            self._notify(
+                f"no rank goes on: {verdict.told}. Another thread of {describe_ranks(verdict.doubt)} may yet do what "
+                "is waited for; if not, interrupt the cell"
+            )
 
     def _release(self, dead: int | None = None) -> None:
         """Free the ranks that wait, or will wait, in a collective with a rank that does not come."""

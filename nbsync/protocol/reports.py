@@ -88,6 +88,8 @@ class Where:
         group: the global ranks that take part in it, where they are known.
         peer: the rank that it sends to or receives from, where that is known.
         cpu: seconds of processor time the process has used: hardly any between two looks means that it waits.
+        queued: seconds for which its threads have waited for a processor: where there is none, it uses none.
+        is_alone: no other thread runs the user's code, and could do what somebody waits for.
         memory: what the process holds; None where that cannot be told.
         stack: the whole Python stack as text, innermost last.
         must: what the collective has to be on all ranks, where it is known.
@@ -101,6 +103,8 @@ class Where:
     group: tuple[int, ...] = ()
     peer: int | None = None
     cpu: float = 0.0
+    queued: float = 0.0
+    is_alone: bool = True
     memory: Memory | None = None
     stack: tuple[str, ...] = ()
     must: str | None = None

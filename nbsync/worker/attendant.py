@@ -29,10 +29,11 @@ from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.operations import Collective, Message
 from nbsync.worker.groups.stillness import Stillness
+from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
-from nbsync.worker.places import collective_in, describe_file, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, describe_file, is_alone, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after the cut: what is still blocked then waits for the store, not for a peer
@@ -212,6 +213,8 @@ class Attendant:
             collective.ranks if collective else (),
             peer,
             time.process_time(),
+            time_queued(threading.get_native_id()) if name else 0.0,
+            is_alone(self._main, threading.get_ident()) if name else True,
             self.memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),
             collective.must if collective else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType, TracebackType
@@ -111,6 +112,13 @@ def peer_in(frame: FrameType | None) -> int | None:
             return peer if isinstance(peer, int) else None
         frame = frame.f_back
     return None
+
+
+def is_alone(*threads: int | None) -> bool:
+    """Whether no other thread runs the user's code or is in torch.distributed, and no timer runs."""
+    others = [frame for thread, frame in sys._current_frames().items() if thread not in threads]
+    is_busy = any(line_of(frame) or collective_in(walk_stack(frame)) for frame in others)
+    return not is_busy and not any(isinstance(each, threading.Timer) for each in threading.enumerate())
 
 
 def walk_stack(frame: FrameType | None) -> list[tuple[CodeType, int]]:

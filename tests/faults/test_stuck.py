@@ -341,3 +341,54 @@ def test_row_15_interrupt_before_it_is_recognised(pair: Ranks) -> None:
     error = pair.interrupted("inject.deadlock_in_recv()").failed()
     assert "ranks 0-1: interrupted" in error.traceback
     pair.assert_whole()
+
+
+_STARVES = """
+import os, subprocess, sys
+burn = "import time; end = time.monotonic() + 4\\nwhile time.monotonic() < end: pass"
+def starve(grad):
+    for _ in os.sched_getaffinity(0): subprocess.Popen([sys.executable, "-c", burn])
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def recover(grad):
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+if rank == 1:
+    x = torch.randn(700, 700, requires_grad=True)
+    x.register_hook(recover)
+    y = x
+    for _ in range(20): y = y @ x
+    y.register_hook(starve)
+    y.sum().backward()
+dist.barrier()
+"""
+
+
+def test_row_11_a_rank_that_gets_no_processor(pair: Ranks) -> None:
+    """It uses none, as if it waited; it goes on when others leave it one."""
+    pair.run(_STARVES).ok()
+    pair.assert_whole()
+
+
+_FEEDS = """
+import threading
+t = torch.zeros(1)
+def feed():
+    time.sleep(3)
+    dist.send(torch.ones(1), 1)
+if rank == 0:
+    {thread}
+    dist.recv(t, 1)
+else:
+    dist.recv(t, 0)
+    dist.send(t, 0)
+t.item()
+"""
+
+
+@pytest.mark.parametrize("thread", ["threading.Thread(target=feed).start()", "threading.Timer(3, dist.send, [torch.ones(1), 1]).start()"])
+def test_row_15_another_thread_sends(pair: Ranks, thread: str) -> None:
+    """What another thread may yet do is waited for; that nobody goes on meanwhile is told."""
+    outcome = pair.run(_FEEDS.format(thread=thread)).ok()
+    assert outcome.texts == ["[0-1] 1.0"]
+    assert outcome.stderr.count("Another thread of rank 0 may yet do what is waited for") == 1
+    assert "Deadlock" in pair.fail("dist.recv(t, 1 - rank)").ename
+    pair.assert_whole()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from nbsync.kernel.supervision.stuck import diagnose
+from nbsync.kernel.supervision.stuck import Verdict, diagnose
 from nbsync.protocol.messages import Peek
 from nbsync.protocol.reports import Where
 
@@ -32,7 +32,7 @@ class Lookout:
         self._ticket = 0
         self._before: dict[int, Where] = {}
         self._answers: dict[int, Where] = {}
-        self._suspicion: str | None = None
+        self._suspicion: Verdict | None = None
         self.next_look = now + LOOK_EVERY
 
     def last_line(self, rank: int) -> str:
@@ -53,7 +53,7 @@ class Lookout:
         self._ask(Peek(self._ticket))
         return self._ticket
 
-    def look(self, now: float) -> str | None:
+    def look(self, now: float) -> Verdict | None:
         """Judge by the answers so far, and ask again. Returns why no rank can go on, if that was so twice in a row."""
         if now < self.next_look:
             return None

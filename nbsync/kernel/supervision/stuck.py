@@ -16,7 +16,20 @@ from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
 # nobody knows who may yet come and set the key.
 _HAVE_A_LIMIT = ("wait_for_everyone", STORE_START, *(f"store.{name}" for name in STORE_WAITS))
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)  # a collective has its name
-_IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses at most
+_IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses or asks for at most
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is thought of a world in which every rank waits.
+
+    Attributes:
+        told: why no rank can go on, in plain words.
+        doubt: the ranks of which another thread may yet do what somebody waits for.
+    """
+
+    told: str
+    doubt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,10 @@ class Place:
         return self.name, self.number, self.group, self.peer
 
 
-def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapping[int, str], size: int) -> str | None:
-    """Why no rank can go on, in plain words; None while progress is possible or not known to be impossible.
+def diagnose(
+    before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapping[int, str], size: int
+) -> Verdict | None:
+    """Why no rank can go on; None while one moves, or is not known to wait.
 
     Args:
         before, now: two looks at the ranks that still run, some time apart.
@@ -60,13 +75,18 @@ def diagnose(before: Mapping[int, Where], now: Mapping[int, Where], absent: Mapp
     }
     if any(_is_complete(place, places) for place in places.values()):
         return None  # all its ranks are there: its data is on the way
-    return "; ".join([*_waiting(places), *_missing(absent)])
+    doubt = tuple(rank for rank in sorted(now) if not now[rank].is_alone)
+    return Verdict("; ".join([*_waiting(places), *_missing(absent)]), doubt)
 
 
 def _waits(before: Where, now: Where) -> bool:
-    """Whether a rank sits in the same operation as before, and its process, which moves the data, did nothing."""
+    """Whether a rank sits in the same operation as before, and its process, which moves the data, did nothing.
+
+    On a machine that is busy, a process that would go on may be given nothing to do so with.
+    """
     same = (before.waiting_in, before.number, before.line) == (now.waiting_in, now.number, now.line)
-    return now.waiting_in not in (None, *_HAVE_A_LIMIT) and same and now.cpu - before.cpu < _IDLE
+    demand = now.cpu - before.cpu + abs(now.queued - before.queued)  # less was queued if a thread has ended
+    return now.waiting_in not in (None, *_HAVE_A_LIMIT) and same and demand < _IDLE
 
 
 def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:

@@ -48,9 +48,20 @@ class Demand(NamedTuple):
 def processor_demand(besides: int) -> Demand:
     """Of this process until now, but for the thread of the number `besides`."""
     demand = loops = 0
+    for task, ran, waited in _accounts(besides):
+        demand, loops = demand + ran + waited, loops + (ran + waited) * is_named(task, LOOP)
+    return Demand(demand * _NANO, loops * _NANO)
+
+
+def time_queued(besides: int) -> float:
+    """Seconds for which threads of this process have waited for a processor, but for that of the number `besides`."""
+    return sum(waited for _, _, waited in _accounts(besides)) * _NANO
+
+
+def _accounts(besides: int) -> Iterator[tuple[Path, int, int]]:
+    """The threads, with the nanoseconds for which each had a processor, and waited for one."""
     for task in tasks():
         with suppress(OSError):  # the thread has ended, or this system keeps no such account
             if task.name != str(besides):
-                its = sum(map(int, (task / "schedstat").read_text().split()[:2]))
-                demand, loops = demand + its, loops + its * is_named(task, LOOP)
-    return Demand(demand * _NANO, loops * _NANO)
+                ran, waited, *_ = map(int, (task / "schedstat").read_text().split())
+                yield task, ran, waited
