@@ -384,7 +384,10 @@ t.item()
 """
 
 
-@pytest.mark.parametrize("thread", ["threading.Thread(target=feed).start()", "threading.Timer(3, dist.send, [torch.ones(1), 1]).start()"])
+_THREADS = ["threading.Thread(target=feed).start()", "threading.Timer(3, dist.send, [torch.ones(1), 1]).start()"]
+
+
+@pytest.mark.parametrize("thread", _THREADS)
 def test_row_15_another_thread_sends(pair: Ranks, thread: str) -> None:
     """What another thread may yet do is waited for; that nobody goes on meanwhile is told."""
     outcome = pair.run(_FEEDS.format(thread=thread)).ok()
