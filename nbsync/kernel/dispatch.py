@@ -12,6 +12,7 @@ from nbsync.errors import NoSession, RankBusy, WorkerDied, format_ranks, ranks_d
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
+from nbsync.kernel.start.foresight import note_compiler
 from nbsync.kernel.state import Phase, Snapshot, WorldState
 from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
@@ -271,6 +272,8 @@ class Dispatch:
                         return
                 case Done():
                     self.state.answered(rank, what, time.monotonic())
+                    if what.has_compiler:
+                        note_compiler()
                 case Exited():
                     self.state.exited(rank, describe_exit(what.status), time.monotonic())
             run = self._active.get(rank)

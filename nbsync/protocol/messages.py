@@ -212,6 +212,7 @@ class Done:
         group_broken: this rank's process group needs healing before its next collective.
         memory: what the rank holds at the end, a failed cell's frames included.
         caught_interrupt: the code got a KeyboardInterrupt, and ended well all the same.
+        has_compiler: the rank has loaded torch's compiler.
     """
 
     run: int
@@ -223,3 +224,4 @@ class Done:
     sequence: tuple[tuple[str, int], ...] = ()
     memory: Memory | None = None
     caught_interrupt: bool = False
+    has_compiler: bool = False

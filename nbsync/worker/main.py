@@ -36,7 +36,7 @@ from nbsync.protocol.messages import (
     Work,
 )
 from nbsync.protocol.serial import Common, pack, set_common, unpack
-from nbsync.protocol.spec import STACK_SIGNAL, Call, Endpoints, WorkerSpec
+from nbsync.protocol.spec import COMPILER, STACK_SIGNAL, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
@@ -244,6 +244,7 @@ class Worker:
             sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
             memory=memory,
             caught_interrupt=failure is None and self.interrupts.was_raised(run),
+            has_compiler=COMPILER in sys.modules,
         )
         self.feed.send(self.channel, time.monotonic(), at_once=True)
         self._post(lambda fence: replace(done, fence=fence))

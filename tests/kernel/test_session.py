@@ -371,3 +371,15 @@ def test_script_ends(tmp_path: Path, end: str) -> None:
     assert len(pids) == 4
     mine = Belongings(frozenset(p for pid in pids if (p := find_process(pid))), frozenset())
     mine.assert_gone(1.0)
+
+
+def test_what_ranks_have_loaded_is_loaded_once(fresh_notebook: Notebook) -> None:
+    """Torch's compiler, which a first model loads on each rank: the next ranks are forked with it."""
+    loaded = "import sys\n'torch._dynamo' in sys.modules"
+    fresh_notebook.run("%load_ext nbsync\n%nbsync start -n 2").ok()
+    assert fresh_notebook.run(f"%%distributed\n{loaded}").ok().texts == ["[0-1] False"]
+    fresh_notebook.run("%nbsync restart").ok()
+    assert fresh_notebook.run(loaded).ok().texts == ["False"]
+    fresh_notebook.run("%%on_rank 1\nimport torch._dynamo").ok()
+    fresh_notebook.run("%nbsync restart").ok()
+    assert fresh_notebook.run(f"%%distributed\n{loaded}").ok().texts == ["[0-1] True"]
