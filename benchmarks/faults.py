@@ -95,11 +95,6 @@ class Times:
 class FaultKernel(Kernel):
     """A kernel that can be interrupted while a cell runs."""
 
-    @property
-    def pid(self) -> int:
-        """The kernel's process."""
-        return int(self._manager.provisioner.pid)  # type: ignore[union-attr]
-
     def interrupt(self) -> None:
         """Jupyter's own interrupt."""
         self._manager.interrupt_kernel()

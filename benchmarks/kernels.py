@@ -99,6 +99,18 @@ class Kernel:
             raise CellFailed(f"{code!r} ended with {cell.status}, not {expected}. {cell.error}")
         return cell
 
+    def begin(self, code: str, shown: str) -> None:
+        """Ask for a cell, and return when it has shown this."""
+        assert self._client is not None, "use the kernel as a context manager"
+        self._client.execute(code)
+        while shown not in str(self._client.get_iopub_msg(timeout=self._limit)["content"].get("text")):
+            pass
+
+    @property
+    def pid(self) -> int:
+        """The kernel's process."""
+        return int(self._manager.provisioner.pid)  # type: ignore[union-attr]
+
     def seconds(self, code: str) -> float:
         """Run a cell and return how long it took."""
         return self.run(code).seconds
@@ -106,4 +118,9 @@ class Kernel:
     def _close(self) -> None:
         if self._client is not None:
             self._client.stop_channels()
-        self._manager.shutdown_kernel()
+        self.shut_down()
+
+    def shut_down(self) -> None:
+        """The kernel's graceful end, as Jupyter asks for it; nothing where it has ended."""
+        if self._manager.has_kernel:
+            self._manager.shutdown_kernel()

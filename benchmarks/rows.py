@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ending import ENDING
 from kernels import Cell, CellFailed, Kernel
 from report import Check, Row, at_most, at_most_above, at_most_times
 from training import training
@@ -324,6 +325,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "restart": restart,
     "stop": stop,
     "failure": failure,
+    **ENDING,
     **VIEW,
 }
 

@@ -54,7 +54,7 @@ def test_row_26_kernel_is_killed(kernel: Notebook, doing: str) -> None:
         time.sleep(SETTLED)
     mine = kernel.belongings()
     kernel.kill()
-    mine.assert_gone(limit=1.0)
+    mine.assert_gone()
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05])
@@ -65,7 +65,7 @@ def test_row_26_kernel_is_killed_while_it_starts(kernel: Notebook, delay: float)
     time.sleep(delay)
     kernel.kill()
     mine = kernel.belongings()
-    mine.assert_gone(limit=2.0)
+    mine.assert_gone()
 
 
 def test_row_26_next_start_tells_of_what_was_cleaned(kernel: Notebook) -> None:
@@ -134,7 +134,7 @@ def test_row_27_restart_while_busy(kernel: Notebook) -> None:
     _wait_for_begin(kernel)
     before = family(kernel.pid)
     kernel.restart()
-    Belongings(frozenset(before), frozenset()).assert_gone(limit=2.0)
+    Belongings(frozenset(before), frozenset()).assert_gone()
     kernel.run(_START, GUARD).ok()
     assert kernel.run("%%distributed\nt = torch.ones(1); dist.all_reduce(t); t.item()").texts == ["[0-1] 2.0"]
 

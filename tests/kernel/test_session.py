@@ -326,7 +326,7 @@ def test_kernel_killed(fresh_notebook: Notebook, doing: str) -> None:
     assert names.count("pt_data_worker") == 2, names
     assert mine.listeners
     fresh_notebook.kill()
-    mine.assert_gone(1.0)
+    mine.assert_gone()
 
 
 def test_kernel_killed_during_a_launch(fresh_notebook: Notebook) -> None:
@@ -340,7 +340,7 @@ def test_kernel_killed_during_a_launch(fresh_notebook: Notebook) -> None:
     fresh_notebook.wait_for_output("[0-1] up", timeout=30)
     mine = fresh_notebook.belongings()
     fresh_notebook.kill()
-    mine.assert_gone(1.0)
+    mine.assert_gone()
 
 
 def test_kernel_shut_down_while_busy(fresh_notebook: Notebook) -> None:
@@ -352,7 +352,7 @@ def test_kernel_shut_down_while_busy(fresh_notebook: Notebook) -> None:
     fresh_notebook.wait_for_output("[0-1] up", timeout=10)
     mine = fresh_notebook.belongings()
     fresh_notebook.shutdown()
-    mine.assert_gone(1.0)
+    mine.assert_gone()
 
 
 @pytest.mark.parametrize("end", ["", "import os; os._exit(1)", "os.kill(os.getpid(), 15)"])
@@ -370,7 +370,7 @@ def test_script_ends(tmp_path: Path, end: str) -> None:
     pids = [int(number) for number in done.stdout.split()]
     assert len(pids) == 4
     mine = Belongings(frozenset(p for pid in pids if (p := find_process(pid))), frozenset())
-    mine.assert_gone(1.0)
+    mine.assert_gone()
 
 
 def test_what_ranks_have_loaded_is_loaded_once(fresh_notebook: Notebook) -> None:
