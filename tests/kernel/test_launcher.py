@@ -320,6 +320,24 @@ def test_port_given() -> None:
     assert notebook_launcher(lambda: os.environ["MASTER_PORT"], (), 1, rdzv_endpoint=endpoint) == [str(port)]
 
 
+@pytest.mark.parametrize("address", ["env://", "tcp://localhost:12356"])
+def test_an_address_of_ones_own(address: str) -> None:
+    """Code for `mp.spawn` sets one, where nobody listens: the ranks meet all the same, as often as they like."""
+
+    def main() -> list[float]:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "localhost", "12355"
+        world, sums = nbsync.World(), []
+        for _ in range(3):
+            dist.init_process_group("gloo", init_method=address, rank=world.rank, world_size=world.size)
+            t = torch.ones(1)
+            dist.all_reduce(t)
+            sums.append(t.item())
+            dist.destroy_process_group()
+        return sums
+
+    assert notebook_launcher(main, (), 2) == [[2.0] * 3] * 2
+
+
 def test_busy_port() -> None:
     """A port in use is refused at once, by number, and a launch without one works."""
     with socket.socket() as sock:

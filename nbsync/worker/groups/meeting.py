@@ -7,6 +7,7 @@ protocol can ask it for the keys it holds.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
@@ -43,14 +44,23 @@ class MeetingPoint:
         del greeted  # closes its own descriptor only
 
     def install(self) -> None:
-        """Give the prefix also to groups that user code makes: `dist.init_process_group()`, Accelerate, Lightning."""
+        """Give the prefix also to groups that user code makes: `dist.init_process_group()`, Accelerate, Lightning.
+
+        Code that is written for `mp.spawn` sets an address of its own. Nobody listens there, and all ranks of the world
+        look for each other: they meet in the store that they have, apart from what else is in it.
+        """
         module: Any = import_module("torch.distributed.rendezvous")  # the name in the package is a function's
         original = module._create_c10d_store
 
-        def create(hostname: str, port: int, *args: Any, **kwargs: Any) -> Store:
-            store: Store = original(hostname, port, *args, **kwargs)
-            is_ours = (hostname, port) == (self.host, self.port) and module._torchelastic_use_agent_store()
-            return self._hidden(store) if is_ours else store
+        def create(hostname: str, port: int, rank: int, size: int, timeout: timedelta, *args: Any) -> Store:
+            is_hosted = module._torchelastic_use_agent_store()
+            is_ours = (hostname, port) == (self.host, self.port)
+            if is_hosted and not is_ours and size == self._size:
+                apart = PrefixStore(f"{hostname}:{port}", self.connect())
+                apart.set_timeout(timeout)
+                return apart
+            store: Store = original(hostname, port, rank, size, timeout, *args)
+            return self._hidden(store) if is_hosted and is_ours else store
 
         module._create_c10d_store = create
 
