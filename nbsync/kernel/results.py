@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
 
@@ -51,9 +53,33 @@ def unpack_value(rank: int, done: Done, common: Common, notify: Callable[[str], 
 
 
 def add_hint(error: BaseException) -> None:
-    """A name that is missing on a rank may have been defined in the notebook since the start."""
-    if not isinstance(error, WorkerError) or error.type_name != "NameError":
-        return
-    name = re.search(r"name '(\w+)' is not defined", error.message)
-    if name is not None and name[1] in vars(sys.modules["__main__"]):
-        error.others += (f"{name[1]} is defined in the notebook: `%nbsync push {name[1]}` sends it to the ranks",)
+    """What is missing on a rank may be in the notebook since the start: a variable, a folder of `sys.path`."""
+    if isinstance(error, WorkerError):
+        missing = _MISSING.search(error.message)
+        hint = _HINTS.get(error.type_name)
+        told = hint(missing[1]) if missing and hint else None
+        error.others += (told,) if told else ()
+
+
+def _variable_hint(name: str) -> str | None:
+    if name not in vars(sys.modules["__main__"]):
+        return None
+    return f"{name} is defined in the notebook: `%nbsync push {name}` sends it to the ranks"
+
+
+def _module_hint(name: str) -> str | None:
+    if "." in name:  # the rank has found the package
+        return None
+    spec = None if name in sys.modules else find_spec(name)
+    origin = getattr(sys.modules.get(name), "__file__", None) or (spec and spec.origin)
+    if not origin or not os.path.isabs(origin):
+        return None
+    folder = os.path.dirname(os.path.dirname(origin) if os.path.basename(origin) == "__init__.py" else origin)
+    return (
+        f"the notebook finds {name} in {folder}, where the ranks do not look: `sys.path.append({folder!r})` in a "
+        "distributed cell, or `%nbsync restart`"
+    )
+
+
+_MISSING = re.compile(r"(?:name|No module named) '([\w.]+)'")
+_HINTS = {"NameError": _variable_hint, "ModuleNotFoundError": _module_hint}

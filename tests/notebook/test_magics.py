@@ -509,3 +509,19 @@ def test_a_session_made_in_python_is_the_magics_own(live: Notebook) -> None:
     live.run("%%distributed\nmark = 'here'").ok()
     assert live.run("own.pull('mark')").ok().texts == ["['here', 'here']"]
     live.run("other.close(); own.close()\n%nbsync start -n 2").ok()
+
+
+def test_what_only_the_notebook_has(live: Notebook, tmp_path: Path) -> None:
+    """A variable, or a folder of modules, that came after the start: the error says how it comes to the ranks."""
+    package = tmp_path / "of_the_notebook"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    live.run(f"import sys; sys.path.append({str(tmp_path)!r}); later = 1").ok()
+    told = live.run("%%distributed\nlater").failed("NameError").traceback
+    assert "later is defined in the notebook: `%nbsync push later` sends it to the ranks" in told
+    told = live.run("%%distributed\nimport of_the_notebook").failed("ModuleNotFoundError").traceback
+    assert f"the notebook finds of_the_notebook in {tmp_path}, where the ranks do not look" in told
+    live.run(f"%%distributed\nimport sys; sys.path.append({str(tmp_path)!r})\nimport of_the_notebook").ok()
+    for name in ("of_the_notebook.missing", "nowhere"):
+        assert "the notebook" not in live.run(f"%%distributed\nimport {name}").failed().traceback
+    live.run("sys.path.pop()").ok()
