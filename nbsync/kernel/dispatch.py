@@ -157,7 +157,10 @@ class Dispatch:
             return self.state.snapshot(now, title, run.ranks, began)
 
     def absent(self, run: Run, size: int) -> dict[int, str] | None:
-        """The ranks that nobody should wait for in `run`, and why; None when one of them may still come."""
+        """The ranks that nobody should wait for in `run`, and why; None when one of them may still come.
+
+        While a run is waited for in another thread, the next cell may yet give an idle rank something to do.
+        """
         absent = {}
         for rank in set(range(size)) - set(run.pending):
             if rank in run.done:
@@ -165,7 +168,7 @@ class Dispatch:
                 absent[rank] = f"raised {failure.type_name}" if failure else "has finished"
             elif self.state.phase(rank) is Phase.DEAD:
                 absent[rank] = "is not running"
-            elif self.state.phase(rank) is Phase.IDLE:
+            elif self.state.phase(rank) is Phase.IDLE and threading.current_thread() is threading.main_thread():
                 absent[rank] = "does not run this cell"
             else:
                 return None

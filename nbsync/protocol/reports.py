@@ -86,6 +86,7 @@ class Where:
         waiting_in: the torch.distributed operation it is in, or None.
         number: which collective of its group that is, where it is known.
         group: the global ranks that take part in it, where they are known.
+        group_name: which process group of theirs it is.
         peer: the rank that it sends to or receives from, where that is known.
         cpu: seconds of processor time the process has used: hardly any between two looks means that it waits.
         queued: seconds for which its threads have waited for a processor: where there is none, it uses none.
@@ -108,3 +109,4 @@ class Where:
     memory: Memory | None = None
     stack: tuple[str, ...] = ()
     must: str | None = None
+    group_name: str = ""

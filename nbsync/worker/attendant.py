@@ -218,6 +218,7 @@ class Attendant:
             self.memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),
             collective.must if collective else None,
+            collective.group if collective else "",
         )
 
 

@@ -33,7 +33,7 @@ class Interrupts:
         self.asked: int | None = None
         self.too_early = False  # it came where it was lost, as before the user's code ran
         self.was_noticed = False  # the handler ran since the last ask: the main thread is in Python
-        self._shields = 0
+        self._shields = self._puts_off = 0
         self._opened = 0.0
         self._raised_at = self._insisted_at = float("-inf")
         self._raised_in: int | None = None
@@ -48,7 +48,7 @@ class Interrupts:
         self._guard_finalizers()
 
     def _after_fork(self) -> None:
-        self._shields = 0
+        self._shields = self._puts_off = 0
 
     def _guard_starts(self) -> None:
         """A process is started and noted, or neither."""
@@ -136,6 +136,18 @@ class Interrupts:
                 if self.run is not None:
                     raise KeyboardInterrupt
 
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """An interrupt comes again until it comes after these lines: raised at their end, it would undo an import."""
+        if threading.get_ident() != self._main:
+            yield
+            return
+        self._puts_off += 1
+        try:
+            yield
+        finally:
+            self._puts_off -= 1
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.was_noticed = True
         if self.run is None:
@@ -143,7 +155,7 @@ class Interrupts:
         now = time.monotonic()
         if now - (self._raised_at if signum == INSIST_SIGNAL else self._insisted_at) < SAME:
             return
-        if now - self._opened < FIRST_MOMENTS and not users_line(walk_stack(frame)):
+        if self._puts_off or (now - self._opened < FIRST_MOMENTS and not users_line(walk_stack(frame))):
             self.too_early = True
             return
         self._raised_at, self._raised_in = now, self.run

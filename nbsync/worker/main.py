@@ -56,6 +56,7 @@ from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.leaving import finish, forget_inherited_exits
 from nbsync.worker.libraries.accelerate import see_cpu_worlds
 from nbsync.worker.libraries.bars import show_bars
+from nbsync.worker.libraries.imports import import_whole
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
 from nbsync.worker.pages import share_pages
@@ -178,7 +179,8 @@ class Worker:
         forget_inherited_worlds()
         if "nccl" not in self.spec.backend:
             see_cpu_worlds()
-        end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect)
+        end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect or self.groups.is_healing)
+        import_whole(COMPILER, self.interrupts.put_off)
         leave_the_prompt()
         self.groups.install()
         self.watch.install()

@@ -24,6 +24,8 @@ _COLLECTIVE_FOLDERS = (
     os.path.join("torch", "distributed", ""),
     os.path.join("torch", "nn", "parallel", "distributed.py"),
 )
+_FILES = os.path.join("torch", "distributed", "checkpoint", "")  # which it reads and writes
+_ENGINE, _BACKWARD = "_engine_run_backward", "backward"
 _COLLECTIVE_FILES = (
     os.path.join("torch", "distributed", "distributed_c10d.py"),
     os.path.join("torch", "distributed", "_functional_collectives.py"),
@@ -31,9 +33,9 @@ _COLLECTIVE_FILES = (
     os.path.join("nbsync", "worker", "control", "barrier.py"),
 )
 
-_STORE = os.path.join("nbsync", "worker", "groups", "storewaits.py")
-_STARTS = os.path.join("nbsync", "worker", "groups", "storestarts.py")
-_WATCH = tuple(os.path.join("nbsync", "worker", "groups", name) for name in ("watch.py", "reducer.py"))
+_OURS = os.path.join("nbsync", "worker", "groups", "")
+_STORE, _STARTS = f"{_OURS}storewaits.py", f"{_OURS}storestarts.py"
+_WATCH = (f"{_OURS}watch.py", f"{_OURS}reducer.py")
 
 
 def describe_line(filename: str, lineno: int) -> str:
@@ -68,29 +70,43 @@ def line_of(frame: FrameType | None) -> str:
 
 
 def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
-    """The torch.distributed operation these frames are in, e.g. "all_reduce", or None."""
+    """The torch.distributed operation these frames are in, e.g. "all_reduce", or None.
+
+    Where an operation calls the user's code (a hook, an object that is pickled), or a backward pass any Python that is
+    not torch.distributed's (the compiler), it does not wait.
+    """
     found = last = asked = None
     waits = False
     for code, _ in frames:
-        if code.co_filename.endswith(_WATCH):  # it comes between any operation and who asks for it
-            waits = waits or code.co_name == "wait"
+        if is_users(code):
+            found = last = asked = None
+            waits = False
             continue
         name = code.co_name
-        if code.co_filename.endswith(_STORE):
-            asked = asked or (f"store.{name}" if name in STORE_WAITS else None)
+        if _OURS in code.co_filename:  # between any operation and who asks for it
+            waits = waits or (name == "wait" and code.co_filename.endswith(_WATCH))
+            if code.co_filename.endswith(_STORE) and name in STORE_WAITS:
+                asked = asked or f"store.{name}"
+            if code.co_filename.endswith(_STARTS) and name == STORE_START:
+                asked = asked or name
             continue
-        if code.co_filename.endswith(_STARTS):
-            asked = asked or (name if name == STORE_START else None)
-            continue
-        last = code
+        if not name.startswith("<"):
+            last = code
         if code.co_filename.endswith(_COLLECTIVE_FILES):
             if found is None and name not in ("wrapper", "__call__", "_wrapped_func"):
                 found = _SPOKEN.get(name, name)
-        elif name == "_engine_run_backward":
-            found = found or "backward"
-    if found is None and last is not None and any(part in last.co_filename for part in _COLLECTIVE_FOLDERS):
+        elif name == _ENGINE:
+            found = found or _BACKWARD
+    ends_in_torch = last is not None and _is_distributed(last.co_filename)
+    if found == _BACKWARD and last is not None and last.co_name != _ENGINE and not ends_in_torch:
+        return None
+    if found is None and last is not None and ends_in_torch:
         return _SPOKEN.get(last.co_name, last.co_name)  # below it there is C++ only, as in the first steps of DDP
     return found or asked or (ASYNCHRONOUS if waits else None)
+
+
+def _is_distributed(name: str) -> bool:
+    return any(part in name for part in _COLLECTIVE_FOLDERS) and _FILES not in name
 
 
 def waited_in(trace: TracebackType | None) -> str | None:

@@ -358,3 +358,15 @@ def test_row_22_interrupt_after_every_delay(pair: Ranks) -> None:
         pair.notebook.interrupt()
         pair.notebook.wait(GUARD).failed("KeyboardInterrupt")
         pair.assert_whole()
+
+
+def test_row_16_in_the_import_of_the_compiler(fresh_notebook: Notebook) -> None:
+    """A first model imports it: half of it would leave a rank that can make no model any more."""
+    fresh_notebook.run("%load_ext nbsync\n%nbsync start -n 2").ok()
+    make = "torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))"
+    fresh_notebook.start(f"%%distributed\nprint('begun', rank)\n{make}\nwhile True: pass")
+    for rank in (0, 1):
+        fresh_notebook.wait_for_output(f"begun {rank}", GUARD)
+    fresh_notebook.interrupt()
+    fresh_notebook.wait(GUARD).failed("KeyboardInterrupt")
+    fresh_notebook.run(f"%%distributed\n{make}(torch.ones(2, 4)).sum().backward()", GUARD).ok()

@@ -42,16 +42,25 @@ class Place:
     peer: int | None
     line: str
     must: str | None
+    group_name: str
 
-    def __str__(self) -> str:
+    @classmethod
+    def of(cls, where: Where, world: tuple[int, ...]) -> Place:
+        """That of a rank which says where it is."""
+        group = where.group or world
+        return cls(where.waiting_in or "", where.number, group, where.peer, where.line, where.must, where.group_name)
+
+    def tell(self, *, with_group: bool) -> str:
+        """In words; with the name of the process group where its ranks have several."""
         number = f" #{self.number}" if self.number is not None else ""
         peer = f" for rank {self.peer}" if self.peer is not None else ""
-        return f"{self.name}{number}{peer}" + (f" at {self.line}" if self.line else "")
+        group = f" of process group {self.group_name}" if with_group and self.group_name else ""
+        return f"{self.name}{number}{group}{peer}" + (f" at {self.line}" if self.line else "")
 
     @property
-    def operation(self) -> tuple[str, int | None, tuple[int, ...], int | None]:
+    def operation(self) -> tuple[str, int | None, str, int | None]:
         """What must be the same on all ranks of a collective. A message in a backward pass has its name, and a peer."""
-        return self.name, self.number, self.group, self.peer
+        return self.name, self.number, self.group_name, self.peer
 
 
 def diagnose(
@@ -69,10 +78,7 @@ def diagnose(
     if len(now) + len(absent) < size:  # somebody did not answer: nothing is known of it
         return None
     world = tuple(range(size))
-    places = {
-        rank: Place(where.waiting_in or "", where.number, where.group or world, where.peer, where.line, where.must)
-        for rank, where in sorted(now.items())
-    }
+    places = {rank: Place.of(where, world) for rank, where in sorted(now.items())}
     if any(_is_complete(place, places) for place in places.values()):
         return None  # all its ranks are there: its data is on the way
     doubt = tuple(rank for rank in sorted(now) if not now[rank].is_alone)
@@ -99,9 +105,14 @@ def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:
 
 def _waiting(places: Mapping[int, Place]) -> list[str]:
     together: dict[Place, list[int]] = {}
+    groups: dict[tuple[int, ...], set[str]] = {}  # by their ranks
     for rank, place in places.items():
         together.setdefault(place, []).append(rank)
-    return [ranks_do(ranks, f"waits in {place}") for place, ranks in together.items()]
+        groups.setdefault(place.group, set()).add(place.group_name)
+    return [
+        ranks_do(ranks, f"waits in {place.tell(with_group=len(groups[place.group]) > 1)}")
+        for place, ranks in together.items()
+    ]
 
 
 def _missing(absent: Mapping[int, str]) -> list[str]:

@@ -49,12 +49,13 @@ class GroupKeeper:
 
     Attributes:
         was_cut: a collective was freed by force.
+        is_healing: the groups are made whole, with the other ranks.
         uncaught: what gloo's event loops have thrown.
         training: what the user trains with.
     """
 
     def __init__(self, meeting: MeetingPoint, rank: int, size: int, shield: Shield) -> None:
-        self.was_cut = False
+        self.was_cut = self.is_healing = False
         self.uncaught, self.training = Uncaught(), Training()
         self._meeting, self._rank, self._size, self._shield = meeting, rank, size, shield
         self._reserve = Reserve(_OWN_DESCRIPTORS + size)
@@ -192,8 +193,12 @@ class GroupKeeper:
             The ranks of each group that must be made again, since not all its members know it: a rank was started
             afresh, or the group's creation was cut off. Each is returned once.
         """
-        with self._reserve.opened():
-            return self._heal(life)
+        self.is_healing = True
+        try:
+            with self._reserve.opened():
+                return self._heal(life)
+        finally:
+            self.is_healing = False
 
     def _heal(self, life: int) -> list[tuple[int, ...]]:
         with self._lock:
