@@ -44,9 +44,9 @@ def checked_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a name is none that a variable can have.
     """
-    wrong = values if not isinstance(values, Mapping) else next((n for n in values if not _is_name(n)), None)
-    if wrong is not None:
-        raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong!r}")
+    wrong = [name for name in values if not _is_name(name)] if isinstance(values, Mapping) else [values]
+    if wrong:
+        raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong[0]!r}")
     return dict(values)
 
 

@@ -115,7 +115,7 @@ def test_push_and_pull(session: Session) -> None:
     assert session.pull("'only' in globals()") == [True, False]
     with pytest.raises(NameError, match="rank 1: NameError: name 'only'"):
         session.pull("only", ranks="last")
-    for refused in ({1: 2}, {"a b": 1}, {"class": 1}, [1]):
+    for refused in ({1: 2}, {"a b": 1}, {"class": 1}, {None: 1}, [1], None):
         with pytest.raises(nbsync.UsageError, match="by their names"):
             session.push(refused)  # type: ignore[arg-type]
     for expressions in ((), (5,)):
