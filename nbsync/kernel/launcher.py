@@ -14,7 +14,7 @@ from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.session import Session
 from nbsync.kernel.start.devices import count_gpus, place
 from nbsync.kernel.start.methods import check_start_method
-from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
+from nbsync.kernel.start.plan import Plan, check_timeout, checked_env, checked_numa, checked_threads
 from nbsync.kernel.start.rendezvous import LOOPBACK
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
@@ -114,6 +114,7 @@ def notebook_launcher(
         return Results(session.call(function, *args, timeout=timeout))
     _check_nodes(node_rank, num_nodes, rdzv_backend, rdzv_conf)
     _check_numbers(max_restarts, monitor_interval)
+    check_timeout(timeout)
     check_start_method(start_method)
     host, port = _endpoint(rdzv_endpoint, master_addr, use_port)
     placement = place(num_processes, backend, count_gpus())

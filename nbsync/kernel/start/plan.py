@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 from nbsync.errors import UsageError
 from nbsync.kernel.output.printer import Label, bracket_label
@@ -88,7 +89,7 @@ def checked_numa(numa: str | None, placement: Placement) -> str | None:
 
 def check_timeout(timeout: float | None) -> None:
     """Raises UsageError: it is neither None nor a positive number of seconds."""
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0):
         raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
 
 
