@@ -33,6 +33,8 @@ def choose(fleet: Fleet, ranks: Ranks) -> tuple[int, ...]:
     """
     if not fleet.is_running:
         raise NoSession("this session is closed: `%nbsync start` or nbsync.Session() starts workers")
+    if not isinstance(ranks, str | int | Iterable):
+        raise UsageError(f"ranks must be a spec ('0,2-3', 'all'), a rank (1) or several ([0, 1]), got {ranks!r}")
     if not isinstance(ranks, str):
         ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
     return parse_ranks(ranks, fleet.size)

@@ -127,6 +127,14 @@ def test_push_and_pull(session: Session) -> None:
     assert session.pull("'fine' in globals()") == [False, False]
 
 
+@pytest.mark.parametrize("ranks", [None, 1.5, True, [1.5], [], "first", 2, -1])
+def test_ranks_that_are_none(session: Session, ranks: Any) -> None:
+    """They are refused with what was given and what may be, and nothing runs."""
+    with pytest.raises(nbsync.UsageError, match=r"ranks.*(a range|a rank|several)"):
+        session.run_cell("ran = 1", ranks)
+    assert session.pull("'ran' in globals()") == [False, False]
+
+
 def test_run_cell(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     """A cell runs through IPython; output and values go to this process's stdout and stderr."""
     session.run_cell("import sys\nx = rank\nprint('out')\nprint('err', file=sys.stderr)\nx + 1")
