@@ -12,9 +12,7 @@ from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.output.printer import Label
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.session import Session
-from nbsync.kernel.start.devices import count_gpus, place
-from nbsync.kernel.start.methods import check_start_method
-from nbsync.kernel.start.plan import Plan, check_timeout, checked_env, checked_numa, checked_threads
+from nbsync.kernel.start.plan import Plan, check_timeout, checked_env, checked_plan
 from nbsync.kernel.start.rendezvous import LOOPBACK
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
@@ -115,13 +113,12 @@ def notebook_launcher(
     _check_nodes(node_rank, num_nodes, rdzv_backend, rdzv_conf)
     _check_numbers(max_restarts, monitor_interval)
     check_timeout(timeout)
-    check_start_method(start_method)
     host, port = _endpoint(rdzv_endpoint, master_addr, use_port)
-    placement = place(num_processes, backend, count_gpus())
-    plan = Plan(
-        placement,
-        threads=checked_threads(threads_per_worker),
-        numa=checked_numa(numa, placement),
+    plan = checked_plan(
+        num_processes,
+        backend,
+        threads_per_worker=threads_per_worker,
+        numa=numa,
         start_method=start_method,
         init_group=False,
         is_one_run=True,

@@ -16,10 +16,8 @@ from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.packing import make_call, make_push
 from nbsync.kernel.results import show_results
 from nbsync.kernel.sigint import sigint_later
-from nbsync.kernel.start.devices import count_gpus, place
 from nbsync.kernel.start.loading import load
-from nbsync.kernel.start.methods import check_start_method
-from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
+from nbsync.kernel.start.plan import Plan, checked_plan
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.glance import describe_stacks, describe_world
 from nbsync.kernel.supervision.mend import refill
@@ -78,14 +76,13 @@ class Session:
         compare_collectives: bool = True,
         progress: bool = True,
     ) -> None:
-        check_start_method(start_method)
-        placement = place(num_processes, backend, count_gpus())
-        plan = Plan(
-            placement,
+        plan = checked_plan(
+            num_processes,
+            backend,
             start_method=start_method,
-            env=checked_env(env),
-            threads=checked_threads(threads_per_worker),
-            numa=checked_numa(numa, placement),
+            env=env,
+            threads_per_worker=threads_per_worker,
+            numa=numa,
             seed=seed,
             refill=refill,
             compare_collectives=compare_collectives,

@@ -162,6 +162,8 @@ def test_bad_arguments() -> None:
         ({"start_method": "thread"}, "spawn"),
         ({"env": {"NUMBER": 5}}, "NUMBER"),
         ({"env": "NUMBER=5"}, "map names to strings"),
+        ({"seed": "x"}, "seed must be an integer or None .* got 'x'"),
+        ({"seed": 1.5}, "got 1.5"),
     ):
         with pytest.raises(nbsync.UsageError, match=said):
             Session(**{"num_processes": 2, **arguments})  # type: ignore[arg-type]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 from nbsync.errors import UsageError
 from nbsync.kernel.output.printer import Label, bracket_label
-from nbsync.kernel.start.devices import Placement, threads_per_rank
+from nbsync.kernel.start.devices import Placement, count_gpus, place, threads_per_rank
+from nbsync.kernel.start.methods import check_start_method
 from nbsync.kernel.start.rendezvous import LOOPBACK, Rendezvous, quiet_defaults, torchrun_environment
 from nbsync.protocol.spec import WorkerSpec
 
@@ -57,6 +59,36 @@ class Plan:
     progress: bool = True
 
 
+def checked_plan(
+    num_processes: int | None,
+    backend: str | None,
+    *,
+    start_method: str,
+    env: Mapping[str, str] | None,
+    threads_per_worker: int | None,
+    numa: str | None,
+    seed: int | None = None,
+    **rest: Any,
+) -> Plan:
+    """The plan for what the user asks for, as `Session` describes it; `rest` are more attributes of it.
+
+    Raises:
+        UsageError: an argument makes no sense.
+        StartError: on this system no workers can be started.
+    """
+    check_start_method(start_method)
+    placement = place(num_processes, backend, count_gpus())
+    return Plan(
+        placement,
+        start_method=start_method,
+        env=checked_env(env),
+        threads=checked_threads(threads_per_worker),
+        numa=checked_numa(numa, placement),
+        seed=checked_seed(seed),
+        **rest,
+    )
+
+
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
     """Variables for the workers as the user gave them.
 
@@ -85,6 +117,15 @@ def checked_numa(numa: str | None, placement: Placement) -> str | None:
     if numa is not None and not placement.uses_gpu:
         raise UsageError("numa binds ranks to the processors near their GPUs, and they have none here: leave it out")
     return numa
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """Raises UsageError: it is neither None nor an integer."""
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise UsageError(f"seed must be an integer or None (drawn), got {seed!r}")
+    return int(seed)  # numpy's would overflow
 
 
 def check_timeout(timeout: float | None) -> None:
