@@ -174,8 +174,9 @@ def test_bad_arguments() -> None:
 )
 def test_start_is_all_or_nothing(environment: dict[str, str]) -> None:
     """When a worker cannot come up the reason is told, and none is left running."""
-    with pytest.raises(nbsync.StartError, match=r"ranks? [\d-]+ could not start"):
+    with pytest.raises(nbsync.StartError, match=r"ranks? [\d-]+ could not start") as caught:
         Session(2, env=environment)
+    assert "\x1b" not in str(caught.value)
     with pytest.raises((nbsync.StartError, nbsync.UsageError), match="nonsense"):
         Session(2, backend="nonsense")
 
