@@ -202,16 +202,19 @@ def _precision(mixed_precision: str) -> str:
 
 
 def _endpoint(rdzv_endpoint: str, master_addr: str, use_port: int | str | None) -> tuple[str, int]:
-    host, port = master_addr, use_port
-    if rdzv_endpoint:
-        host, _, port = rdzv_endpoint.rpartition(":")
+    host, port = str(rdzv_endpoint).rpartition(":")[::2] if rdzv_endpoint else (master_addr, use_port)
     try:
-        number = int(port or 0)
+        number = int(str(port or 0))
     except ValueError:
         number = -1
-    if not host or not 0 <= number < 65536:
-        raise UsageError(f"the rendezvous address must be host and port, got {host!r} and {port!r}")
-    return host, number
+    if isinstance(host, str) and host and 0 <= number < 65536:
+        return host, number
+    if rdzv_endpoint:
+        raise UsageError(f'rdzv_endpoint must be "host:port", as in "127.0.0.1:29500", got {rdzv_endpoint!r}')
+    raise UsageError(
+        "master_addr must be a host and use_port a port (0 to 65535) or None for a free one, "
+        f"got {master_addr!r} and {use_port!r}"
+    )
 
 
 def _template_label(template: str) -> Label:
