@@ -332,9 +332,18 @@ def test_busy_port() -> None:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         port = sock.getsockname()[1]
-        with pytest.raises(nbsync.StartError, match=rf"{port} cannot be used: Address already in use"):
+        with pytest.raises(
+            nbsync.StartError, match=rf"{port} cannot be used: Address already in use. Leave out the port"
+        ):
             notebook_launcher(_reduce, (), 2, use_port=port)
         assert notebook_launcher(_reduce, (), 2) == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("address", ["no-such-host.invalid", "192.0.2.1"])
+def test_wrong_host(address: str) -> None:
+    """A host that is not this one is refused with advice for that, and not for a port."""
+    with pytest.raises(nbsync.StartError, match=rf"{address}:0 cannot be used: .*\. The host must be"):
+        notebook_launcher(_reduce, (), 2, master_addr=address)
 
 
 def test_no_other_host_can_reach_it() -> None:
