@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import ast
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from keyword import iskeyword
@@ -50,6 +51,20 @@ def checked_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong[0]!r}")
     return dict(values)
+
+
+def check_expressions(expressions: Sequence[str]) -> None:
+    """Raises UsageError: there is none, or what is given is none."""
+    if not expressions or not all(isinstance(each, str) for each in expressions):
+        raise UsageError(f"pull needs at least one name, each a string, e.g. session.pull('loss'), got {expressions}")
+    for each in expressions:
+        try:
+            ast.parse(each.strip(), mode="eval")
+        except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+            what = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise UsageError(
+                f"pull takes variables or expressions, as in pull('loss', 'x + 1'), not {each!r}: {what}"
+            ) from None
 
 
 def _is_name(name: object) -> bool:

@@ -7,10 +7,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from nbsync.errors import Interrupted, UsageError
+from nbsync.errors import Interrupted
 from nbsync.kernel import current
 from nbsync.kernel.aftermath import take_note
-from nbsync.kernel.ask import Ranks, ask, ask_for_values, checked_variables, choose, raise_for
+from nbsync.kernel.ask import Ranks, ask, ask_for_values, check_expressions, checked_variables, choose, raise_for
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.packing import make_call, make_push
@@ -239,10 +239,7 @@ class Session:
         Raises:
             TransferError: a value cannot be sent. WorkerError: e.g. a NameError on a rank.
         """
-        if not expressions or not all(isinstance(each, str) for each in expressions):
-            raise UsageError(
-                f"pull needs at least one name, each a string, e.g. session.pull('loss'), got {expressions}"
-            )
+        check_expressions(expressions)
         values = ask_for_values(self._fleet, lambda n: Pull(n, expressions), ranks, note="sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -122,6 +123,10 @@ def test_push_and_pull(session: Session) -> None:
     for expressions in ((), (5,)):
         with pytest.raises(nbsync.UsageError, match="at least one name"):
             session.pull(*expressions)  # type: ignore[arg-type]
+    for expression in ("a b", "", "x = 1", "rank\0"):
+        with pytest.raises(nbsync.UsageError, match=f"variables or expressions.* not {re.escape(repr(expression))}: "):
+            session.pull("rank", expression)
+    assert session.pull(" (rank,\n 1) ", ranks=0) == [(0, 1)]
     with pytest.raises(nbsync.TransferError):
         session.push({"fine": 1, "bad": (i for i in range(2))})
     assert session.pull("'fine' in globals()") == [False, False]
