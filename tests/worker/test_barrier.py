@@ -13,7 +13,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d as c10d
 
-from nbsync.errors import BarrierTimeout
+from nbsync.errors import BarrierTimeout, UsageError
 from nbsync.worker.control import barrier
 from nbsync.worker.control.notes import Notes, PageNotes, StoreNotes
 from nbsync.worker.control.report import set_reporter
@@ -35,6 +35,13 @@ def test_wait_for_everyone_waits(run_ranks: Any, Notes: Any) -> None:
         return notes.has("0 came")
 
     assert run_ranks(rank_main) == [True, True]
+
+
+@pytest.mark.parametrize("name", [30, 0, 1.5, True])
+def test_a_name_that_is_none(plain: pytest.MonkeyPatch, name: Any) -> None:
+    """A limit in the place of the name is refused, and not waited without limit for; in a world of one too."""
+    with pytest.raises(UsageError, match=f"name is a string; a limit is timeout={name}"):
+        World().wait_for_everyone(name)
 
 
 def test_a_barrier_that_times_out_names_who_is_missing(run_ranks: Any, Notes: Any, group_works: Any) -> None:
