@@ -158,7 +158,7 @@ class WorkerError(NbsyncError):
     Attributes:
         rank: the rank that failed first.
         ranks: all ranks that raised this same error.
-        type_name: name of the original exception type.
+        type_name: name of the original exception type; "" if the rank did not tell it in time.
         message: the original exception's text.
         original: the exception itself, rebuilt in this process, or None when it could not be sent.
         traceback_lines: the rank's traceback, with the source lines of the cell, as IPython renders it.
@@ -205,8 +205,7 @@ class WorkerError(NbsyncError):
     @property
     def summary(self) -> str:
         """`rank 1: ValueError: boom`, as the last line of a traceback shows it."""
-        what = f"{self.type_name}: {self.message}" if self.message else self.type_name
-        return f"{describe_ranks(self.ranks)}: {what}"
+        return ": ".join(filter(None, (describe_ranks(self.ranks), self.type_name, self.message)))
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *self.others])

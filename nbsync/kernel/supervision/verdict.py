@@ -50,11 +50,22 @@ def judge(run: Run, common: Common) -> BaseException | None:
         return RunTimeout(_timeout_text(run, failures))
     if run.interrupts and not run.has_outlived_interrupts:
         return Interrupted(others_in_lines(run, failures))
+    if run.raised.intersection(run.pending) or (run.abandoned and not failures):
+        return _silent(run, failures)
     if failures:  # only consequences: of something outside this run
         return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
-    if run.abandoned:
-        return RunTimeout("\n".join(["the run was given up", *others_in_lines(run, failures)]))
     return None
+
+
+def _silent(run: Run, failures: Mapping[int, Failure]) -> WorkerError:
+    """A launch has failed on a rank, and neither that one nor the others have told an error in time."""
+    ranks = [rank for rank in run.pending if rank in run.raised] or list(run.pending)
+    others = others_in_lines(run, failures, ranks)
+    return WorkerError(ranks=ranks, type_name="", message=_silence(run, ranks[0]), others=others)
+
+
+def _silence(run: Run, rank: int) -> str:
+    return "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
 
 
 def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common) -> WorkerError:
@@ -122,8 +133,8 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
         lines.setdefault("had finished", []).extend(finished)
     if run.abandoned:
         for rank in run.pending:
-            told = "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
-            lines.setdefault(told, []).append(rank)
+            if rank not in (leave_out or ()):
+                lines.setdefault(_silence(run, rank), []).append(rank)
     return [f"{describe_ranks(ranks)}: {text}" for text, ranks in lines.items() if ranks]
 
 
