@@ -147,7 +147,7 @@ Interrupted.__name__ = "KeyboardInterrupt"  # front ends show the name that ever
 
 
 _ARGS: Any = vars(BaseException)["args"]
-_ATTRIBUTES = ("ranks", "rank", "type_name", "message", "traceback_lines", "others", "original")
+_ATTRIBUTES = ("ranks", "rank", "type_name", "message", "traceback_lines", "others", "original", "after_interrupt")
 
 
 class WorkerError(NbsyncError):

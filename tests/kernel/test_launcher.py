@@ -528,7 +528,7 @@ _ODD_ERRORS = """
 import dataclasses, nbsync, pickle
 class Property(Exception):
     def __init__(self, text): self._text = text
-    message = rank = property(lambda self: self._text)
+    message = rank = after_interrupt = property(lambda self: self._text)
 @dataclasses.dataclass(frozen=True)
 class Frozen(Exception):
     message: str
