@@ -33,11 +33,6 @@ def test_spec(spec: str, ranks: tuple[int, ...]) -> None:
     assert parse_ranks(spec, 4) == ranks
 
 
-def test_local_main_is_one_rank_per_node() -> None:
-    """With local ranks given, local_main is every node's first rank."""
-    assert parse_ranks("local_main", 4, local_ranks=[0, 1, 0, 1]) == (0, 2)
-
-
 @pytest.mark.parametrize(
     "spec",
     [
