@@ -109,7 +109,7 @@ def test_a_rank_interrupted_in_a_barrier_has_left_it(run_ranks: Any, Notes: Any,
             notes.leave("0 was interrupted")
         else:
             store = c10d._get_default_store()
-            while not store.get(barrier._KEY).endswith(b":0"):
+            while not store.get(barrier.KEY).endswith(b":0"):
                 pass
             os.kill(process_id, signal.SIGINT)
             notes.await_all("0 was interrupted")
@@ -192,9 +192,9 @@ def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
     arrival = arrival_of(store, 0, step=0)
     with pytest.raises(KeyboardInterrupt):
         arrival.enter()
-    assert store.get(barrier._KEY) == b"0::0"
+    assert store.get(barrier.KEY) == b"0::0"
     assert arrival.withdraw()
-    assert store.get(barrier._KEY) == b"0::"
+    assert store.get(barrier.KEY) == b"0::"
 
 
 def test_nobody_gives_up_once_all_have_come() -> None:
@@ -219,7 +219,7 @@ def test_a_note_of_another_step_is_no_arrival(kind: str, tmp_path: Path) -> None
     store = HashStore()
     notes = notes_in(kind, store, tmp_path)
     notes.put(1, 3)
-    store.set(barrier._KEY, barrier._Tally(3, frozenset({0, 1}), is_sealed=True).encode())
+    store.set(barrier.KEY, barrier._Tally(3, frozenset({0, 1}), is_sealed=True).encode())
     arrival = barrier._Arrival(store, notes, 0, 2, step=4)
     assert arrival.missing() == [1]
     notes.put(1, 4)
