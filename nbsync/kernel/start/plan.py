@@ -26,6 +26,7 @@ class Plan:
     """How to start the workers.
 
     Attributes:
+        placement: how many ranks, and over which backend.
         start_method: "auto", "fork", "forkserver" or "spawn".
         threads: for each worker; None for the cores divided among the ranks, or the user's OMP_NUM_THREADS.
         numa: how workers are bound to the processors near their GPU; None for not at all.
@@ -34,9 +35,13 @@ class Plan:
         compare_collectives: let ranks compare blocking collectives before, other operations after them.
         refill: bring a rank back at once when its process has ended.
         seed: base of the random states; drawn when None.
-        progress: show bars and barriers live, where the front end can.
+        env: variables for the workers, over all others.
+        host: of the rendezvous.
         port: of the rendezvous; 0 lets the system choose.
         run_id, restart_count, max_restarts: as torchrun's environment tells them.
+        label: what stands before a line of some ranks.
+        fold: show equal lines of several ranks once.
+        progress: show bars and barriers live, where the front end can.
     """
 
     placement: Placement
