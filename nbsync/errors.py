@@ -21,13 +21,13 @@ An interrupt is a `KeyboardInterrupt`, as everywhere in Python; `Interrupted` ad
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import groupby
 from types import MemberDescriptorType
 from typing import Any
+
+from nbsync.protocol.words import describe_ranks
 
 __all__ = [
     "BarrierTimeout",
@@ -248,37 +248,6 @@ class WorkerDied(WorkerError):
 
     def _shown(self) -> list[str]:
         return [f"WorkerDied: {self}"]
-
-
-def describe_ranks(ranks: Sequence[int]) -> str:
-    """`rank 1`, `ranks 0-3`, `ranks 0,2-3`."""
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
-
-
-_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
-
-
-def ranks_do(ranks: Sequence[int], what: str) -> str:
-    """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
-    verb, _, rest = what.partition(" ")
-    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb)} {rest}"
-
-
-def format_ranks(ranks: Iterable[int]) -> str:
-    """Return the shortest spec for `ranks`: ``(0, 2, 3, 4)`` is ``"0,2-4"``."""
-    # Within a run of neighbours, rank minus position stays the same.
-    runs = groupby(enumerate(sorted(set(ranks))), key=lambda pair: pair[1] - pair[0])
-    bounds = [[rank for _, rank in run] for _, run in runs]
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in bounds)
-
-
-def describe_limit(error: BaseException) -> str:
-    """Which limit of this process has been reached, where the error does not tell; "" when it is none."""
-    if not isinstance(error, OSError) or error.errno != errno.EMFILE:
-        return ""
-    import resource  # not on every system
-
-    return f"all {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} file descriptors of this process are in use"
 
 
 def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:

@@ -9,7 +9,7 @@ from functools import partial
 from keyword import iskeyword
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerError, describe_ranks
+from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerError
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
@@ -21,6 +21,7 @@ from nbsync.kernel.state import Phase
 from nbsync.kernel.supervision.mend import heal, refill
 from nbsync.kernel.supervision.verdict import judge
 from nbsync.protocol.messages import Request, Work
+from nbsync.protocol.words import describe_ranks
 
 Ranks = str | int | Iterable[int]
 

@@ -1,13 +1,12 @@
-"""Rank specs as users type them (``0,2-3``, ``main``, ``last``), and the labels by which ranks are shown."""
+"""Rank specs as users type them: ``0,2-3``, ``main``, ``last``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from nbsync.errors import UsageError, format_ranks
-
-__all__ = ["format_ranks", "parse_ranks"]
+from nbsync.errors import UsageError
+from nbsync.protocol.words import format_ranks
 
 _ACCEPTED = "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture joined by commas"
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.output.printer import Printer
 from nbsync.kernel.supervision.evidence import last_line, oom_kills
@@ -26,6 +25,7 @@ from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release
 from nbsync.protocol.reports import Where
+from nbsync.protocol.words import describe_ranks, format_ranks
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbsync.errors import UsageError, ranks_do
-from nbsync.kernel.ranks import format_ranks, parse_ranks
+from nbsync.errors import UsageError
+from nbsync.kernel.ranks import parse_ranks
+from nbsync.protocol.words import format_ranks, ranks_do
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from nbsync.errors import Interrupted, StartError, describe_ranks, ranks_do
+from nbsync.errors import Interrupted, StartError
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.protocol.messages import Alive, Arriving, Ready
+from nbsync.protocol.words import describe_ranks, ranks_do
 
 START_LIMIT = 60.0  # seconds until every rank must have come up
 LIMIT_PER_RANK = 3.0  # seconds more for each interpreter that loads torch, should there be one processor

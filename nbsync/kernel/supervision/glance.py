@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nbsync.errors import describe_ranks
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
 from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import STACK_SIGNAL
+from nbsync.protocol.words import describe_ranks
 
 if TYPE_CHECKING:
     from nbsync.kernel.fleet import Fleet

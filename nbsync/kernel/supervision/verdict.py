@@ -15,13 +15,13 @@ from nbsync.errors import (
     TransferError,
     WorkerDied,
     WorkerError,
-    describe_ranks,
     new_error,
 )
 from nbsync.kernel.supervision.evidence import oom_kills
 from nbsync.kernel.supervision.memory import memory_table
 from nbsync.protocol.messages import Failure
 from nbsync.protocol.serial import Common, Parts, unpack
+from nbsync.protocol.words import describe_ranks
 
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed import distributed_c10d as c10d
 
-from nbsync.errors import BarrierTimeout, describe_ranks
+from nbsync.errors import BarrierTimeout
+from nbsync.protocol.words import describe_ranks
 from nbsync.worker.control.notes import GONE, KEY, Notes, StoreNotes
 from nbsync.worker.pauses import pauses
 

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from torch._C._distributed_c10d import Store
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from nbsync.errors import ranks_do
+from nbsync.protocol.words import ranks_do
 from nbsync.worker.groups.names import Names
 
 _DTENSOR = "torch.distributed.tensor"  # slow to import, and whoever uses it has done so
