@@ -22,8 +22,7 @@ from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release
-from nbsync.protocol.reports import Where
-from nbsync.protocol.spec import ASYNCHRONOUS
+from nbsync.protocol.reports import ASYNCHRONOUS, Where
 from nbsync.protocol.userlines import is_users
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper

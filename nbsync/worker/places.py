@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType, TracebackType
 
-from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
+from nbsync.protocol.reports import ASYNCHRONOUS, STORE_START, STORE_WAITS
 from nbsync.protocol.userlines import is_users
 
 _SPOKEN = {

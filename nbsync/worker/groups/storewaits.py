@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import DistStoreError, QueueEmptyError
 
 from nbsync.errors import StoreWaitEnded
-from nbsync.protocol.spec import STORE_WAITS
+from nbsync.protocol.reports import STORE_WAITS
 from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.pauses import pauses
 
