@@ -1,4 +1,4 @@
-"""How ranks are written in what the user reads, and which limit an error of the system means."""
+"""How ranks and sizes are written in what the user reads, and which limit an error of the system means."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def describe_limit(error: BaseException) -> str:
     import resource  # not on every system
 
     return f"all {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} file descriptors of this process are in use"
+
+
+def format_size(nbytes: float) -> str:
+    """`412 MB`, `2.1 GB`."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
