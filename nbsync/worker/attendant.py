@@ -20,6 +20,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from nbsync.protocol.cells import describe_file
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release
 from nbsync.protocol.reports import ASYNCHRONOUS, Where
@@ -31,7 +32,7 @@ from nbsync.worker.groups.stillness import Stillness
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
-from nbsync.worker.places import collective_in, describe_file, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after the cut: what is still blocked then waits for the store, not for a peer
