@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 import nbsync
-from nbsync import Session, World, notebook_launcher
+from nbsync import World, notebook_launcher
+from nbsync.kernel import launcher
 from nbsync.kernel.supervision import limit
 from notebooks import Notebook, poll, without_colours
 
@@ -164,7 +165,7 @@ def test_refusals(
     arguments: dict[str, Any], error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An argument that cannot be honoured is refused before anything starts, and the message says what is wrong."""
-    monkeypatch.setattr(Session, "from_plan", lambda *_: pytest.fail("workers were started"))
+    monkeypatch.setattr(launcher, "_attempt", lambda *_: pytest.fail("workers were started"))
     with pytest.raises(error, match=said.replace("(", r"\(")):
         notebook_launcher(**{"function": print, "num_processes": 2} | arguments)  # type: ignore[arg-type]
 
