@@ -18,8 +18,8 @@ from torch.distributed import DistStoreError, QueueEmptyError
 
 from nbsync.errors import StoreWaitEnded
 from nbsync.protocol.reports import STORE_WAITS
-from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.pauses import pauses
+from nbsync.worker.replacing import replace_function
 
 _NOT_YET = object()
 

@@ -41,10 +41,10 @@ from nbsync.worker.groups.operations import (
     python_name,
 )
 from nbsync.worker.groups.reducer import ReducerWatch
-from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.interrupts import Shield
+from nbsync.worker.replacing import replace_function
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
