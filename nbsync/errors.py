@@ -21,13 +21,13 @@ An interrupt is a `KeyboardInterrupt`, as everywhere in Python; `Interrupted` ad
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import groupby
 from types import MemberDescriptorType
 from typing import Any
+
+from nbsync.protocol.words import describe_ranks
 
 __all__ = [
     "BarrierTimeout",
@@ -147,7 +147,7 @@ Interrupted.__name__ = "KeyboardInterrupt"  # front ends show the name that ever
 
 
 _ARGS: Any = vars(BaseException)["args"]
-_ATTRIBUTES = ("ranks", "rank", "type_name", "message", "traceback_lines", "others", "original")
+_ATTRIBUTES = ("ranks", "rank", "type_name", "message", "traceback_lines", "others", "original", "after_interrupt")
 
 
 class WorkerError(NbsyncError):
@@ -158,7 +158,7 @@ class WorkerError(NbsyncError):
     Attributes:
         rank: the rank that failed first.
         ranks: all ranks that raised this same error.
-        type_name: name of the original exception type.
+        type_name: name of the original exception type; "" if the rank did not tell it in time.
         message: the original exception's text.
         original: the exception itself, rebuilt in this process, or None when it could not be sent.
         traceback_lines: the rank's traceback, with the source lines of the cell, as IPython renders it.
@@ -205,8 +205,7 @@ class WorkerError(NbsyncError):
     @property
     def summary(self) -> str:
         """`rank 1: ValueError: boom`, as the last line of a traceback shows it."""
-        what = f"{self.type_name}: {self.message}" if self.message else self.type_name
-        return f"{describe_ranks(self.ranks)}: {what}"
+        return ": ".join(filter(None, (describe_ranks(self.ranks), self.type_name, self.message)))
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *self.others])
@@ -249,37 +248,6 @@ class WorkerDied(WorkerError):
 
     def _shown(self) -> list[str]:
         return [f"WorkerDied: {self}"]
-
-
-def describe_ranks(ranks: Sequence[int]) -> str:
-    """`rank 1`, `ranks 0-3`, `ranks 0,2-3`."""
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
-
-
-_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
-
-
-def ranks_do(ranks: Sequence[int], what: str) -> str:
-    """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
-    verb, _, rest = what.partition(" ")
-    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb)} {rest}"
-
-
-def format_ranks(ranks: Iterable[int]) -> str:
-    """Return the shortest spec for `ranks`: ``(0, 2, 3, 4)`` is ``"0,2-4"``."""
-    # Within a run of neighbours, rank minus position stays the same.
-    runs = groupby(enumerate(sorted(set(ranks))), key=lambda pair: pair[1] - pair[0])
-    bounds = [[rank for _, rank in run] for _, run in runs]
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in bounds)
-
-
-def describe_limit(error: BaseException) -> str:
-    """Which limit of this process has been reached, where the error does not tell; "" when it is none."""
-    if not isinstance(error, OSError) or error.errno != errno.EMFILE:
-        return ""
-    import resource  # not on every system
-
-    return f"all {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} file descriptors of this process are in use"
 
 
 def error_of_type(original: type[BaseException] | None) -> type[WorkerError]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import ast
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from keyword import iskeyword
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerError, describe_ranks
+from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerError
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
@@ -20,6 +21,7 @@ from nbsync.kernel.state import Phase
 from nbsync.kernel.supervision.mend import heal, refill
 from nbsync.kernel.supervision.verdict import judge
 from nbsync.protocol.messages import Request, Work
+from nbsync.protocol.words import describe_ranks
 
 Ranks = str | int | Iterable[int]
 
@@ -33,6 +35,8 @@ def choose(fleet: Fleet, ranks: Ranks) -> tuple[int, ...]:
     """
     if not fleet.is_running:
         raise NoSession("this session is closed: `%nbsync start` or nbsync.Session() starts workers")
+    if not isinstance(ranks, str | int | Iterable):
+        raise UsageError(f"ranks must be a spec ('0,2-3', 'all'), a rank (1) or several ([0, 1]), got {ranks!r}")
     if not isinstance(ranks, str):
         ranks = ",".join(str(rank) for rank in ([ranks] if isinstance(ranks, int) else ranks))
     return parse_ranks(ranks, fleet.size)
@@ -44,10 +48,24 @@ def checked_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a name is none that a variable can have.
     """
-    wrong = values if not isinstance(values, Mapping) else next((n for n in values if not _is_name(n)), None)
-    if wrong is not None:
-        raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong!r}")
+    wrong = [name for name in values if not _is_name(name)] if isinstance(values, Mapping) else [values]
+    if wrong:
+        raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong[0]!r}")
     return dict(values)
+
+
+def check_expressions(expressions: Sequence[str]) -> None:
+    """Raises UsageError: there is none, or what is given is none."""
+    if not expressions or not all(isinstance(each, str) for each in expressions):
+        raise UsageError(f"pull needs at least one name, each a string, e.g. session.pull('loss'), got {expressions}")
+    for each in expressions:
+        try:
+            ast.parse(each.strip(), mode="eval")
+        except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+            what = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise UsageError(
+                f"pull takes variables or expressions, as in pull('loss', 'x + 1'), not {each!r}: {what}"
+            ) from None
 
 
 def _is_name(name: object) -> bool:

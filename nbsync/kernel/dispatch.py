@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, WorkerDied, format_ranks, ranks_do
+from nbsync.errors import NoSession, RankBusy, WorkerDied
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
@@ -20,6 +20,7 @@ from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import Done, Interrupt, Peek
 from nbsync.protocol.reports import Progress, Where
+from nbsync.protocol.words import format_ranks, ranks_do
 
 
 class Dispatch:

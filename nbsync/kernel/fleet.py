@@ -231,7 +231,7 @@ class Fleet:
             finally:
                 printer.put_away()
                 self.traffic.close(run)
-                if run.exited:
+                if run.ends:
                     self._watch()
         return run
 

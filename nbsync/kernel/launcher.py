@@ -12,9 +12,7 @@ from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.output.printer import Label
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.session import Session
-from nbsync.kernel.start.devices import count_gpus, place
-from nbsync.kernel.start.methods import check_start_method
-from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
+from nbsync.kernel.start.plan import Plan, check_timeout, checked_env, checked_plan
 from nbsync.kernel.start.rendezvous import LOOPBACK
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
@@ -114,13 +112,13 @@ def notebook_launcher(
         return Results(session.call(function, *args, timeout=timeout))
     _check_nodes(node_rank, num_nodes, rdzv_backend, rdzv_conf)
     _check_numbers(max_restarts, monitor_interval)
-    check_start_method(start_method)
+    check_timeout(timeout)
     host, port = _endpoint(rdzv_endpoint, master_addr, use_port)
-    placement = place(num_processes, backend, count_gpus())
-    plan = Plan(
-        placement,
-        threads=checked_threads(threads_per_worker),
-        numa=checked_numa(numa, placement),
+    plan = checked_plan(
+        num_processes,
+        backend,
+        threads_per_worker=threads_per_worker,
+        numa=numa,
         start_method=start_method,
         init_group=False,
         is_one_run=True,
@@ -204,16 +202,19 @@ def _precision(mixed_precision: str) -> str:
 
 
 def _endpoint(rdzv_endpoint: str, master_addr: str, use_port: int | str | None) -> tuple[str, int]:
-    host, port = master_addr, use_port
-    if rdzv_endpoint:
-        host, _, port = rdzv_endpoint.rpartition(":")
+    host, port = str(rdzv_endpoint).rpartition(":")[::2] if rdzv_endpoint else (master_addr, use_port)
     try:
-        number = int(port or 0)
+        number = int(str(port or 0))
     except ValueError:
         number = -1
-    if not host or not 0 <= number < 65536:
-        raise UsageError(f"the rendezvous address must be host and port, got {host!r} and {port!r}")
-    return host, number
+    if isinstance(host, str) and host and 0 <= number < 65536:
+        return host, number
+    if rdzv_endpoint:
+        raise UsageError(f'rdzv_endpoint must be "host:port", as in "127.0.0.1:29500", got {rdzv_endpoint!r}')
+    raise UsageError(
+        "master_addr must be a host and use_port a port (0 to 65535) or None for a free one, "
+        f"got {master_addr!r} and {use_port!r}"
+    )
 
 
 def _template_label(template: str) -> Label:

@@ -1,28 +1,25 @@
-"""Rank specs as users type them (``0,2-3``, ``main``, ``last``), and the labels by which ranks are shown."""
+"""Rank specs as users type them: ``0,2-3``, ``main``, ``last``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from nbsync.errors import UsageError, format_ranks
-
-__all__ = ["format_ranks", "parse_ranks"]
+from nbsync.errors import UsageError
+from nbsync.protocol.words import format_ranks
 
 _ACCEPTED = "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture joined by commas"
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 
 
-def parse_ranks(spec: str, world_size: int, local_ranks: Sequence[int] | None = None) -> tuple[int, ...]:
+def parse_ranks(spec: str, world_size: int) -> tuple[int, ...]:
     """Return the ranks that `spec` names, sorted, each once.
-
-    `local_ranks` gives each rank's local rank, for ``local_main``; by default all ranks are on one node.
 
     Raises `UsageError` if the spec is malformed or names a rank that this world does not have.
     """
     words: dict[str, Iterable[int]] = {
         "main": (0,),
-        "local_main": [rank for rank, local in enumerate(local_ranks or (0,)) if local == 0],
+        "local_main": (0,),  # all ranks are on one node
         "last": (world_size - 1,),
         "all": range(world_size),
     }

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
 
-from nbsync.errors import TransferError, WorkerError, describe_ranks
+from nbsync.errors import TransferError, WorkerError
 from nbsync.kernel.output.sink import Sink
 from nbsync.kernel.run import Run
 from nbsync.kernel.start.plan import Plan
 from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol.messages import Done
 from nbsync.protocol.serial import Common
+from nbsync.protocol.words import describe_ranks
 
 
 def show_results(run: Run, sink: Sink, plan: Plan) -> None:

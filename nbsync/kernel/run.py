@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.output.printer import Printer
-from nbsync.kernel.supervision.evidence import last_line, oom_kills
+from nbsync.kernel.supervision.evidence import End, last_line, oom_kills
 from nbsync.kernel.supervision.handling import Handling
 from nbsync.kernel.supervision.headroom import Headroom
 from nbsync.kernel.supervision.insist import Insistence
@@ -27,6 +26,7 @@ from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release
 from nbsync.protocol.reports import Where
+from nbsync.protocol.words import describe_ranks, format_ranks
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 
@@ -59,8 +59,7 @@ class Run:
     Attributes:
         done: the answer of each rank that gave one.
         raised: the ranks whose code has ended with an error of its own; which, they tell in their answer.
-        exited: how the processes ended that did not; last_lines: where they were then; last_words: the end
-            of their stderr.
+        ends: how the processes ended that did not.
         oom_kills: how many processes had been ended for want of memory when the run began.
         stuck: why no rank could go on, when they were released for that.
         interrupts: how often the user interrupted it.
@@ -71,10 +70,7 @@ class Run:
     inbox: Inbox = field(default_factory=queue.SimpleQueue)
     done: dict[int, Done] = field(default_factory=dict)
     raised: set[int] = field(default_factory=set)
-    exited: dict[int, Exited] = field(default_factory=dict)
-    exit_times: dict[int, float] = field(default_factory=dict)
-    last_lines: dict[int, str] = field(default_factory=dict)
-    last_words: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    ends: dict[int, End] = field(default_factory=dict)
     oom_kills: int | None = field(default_factory=oom_kills)
     stuck: str | None = None
     interrupts: int = 0
@@ -91,10 +87,7 @@ class Run:
 
     def note_exit(self, rank: int, exited: Exited, line: str = "", last_words: Sequence[str] = ()) -> None:
         """The process of `rank` has ended; `line` is where it was then, `last_words` the end of its stderr."""
-        self.last_words[rank] = tuple(last_words)
-        self.exited[rank] = exited
-        self.exit_times[rank] = time.monotonic()
-        self.last_lines[rank] = line
+        self.ends[rank] = End(exited.status, time.monotonic(), line, tuple(last_words))
 
     def forget_values(self) -> None:
         """Nobody will use what the ranks have sent; the traceback of an error would keep it."""
@@ -102,7 +95,7 @@ class Run:
 
     @property
     def pending(self) -> tuple[int, ...]:
-        return tuple(rank for rank in self.ranks if rank not in self.done and rank not in self.exited)
+        return tuple(rank for rank in self.ranks if rank not in self.done and rank not in self.ends)
 
     @property
     def has_outlived_interrupts(self) -> bool:
@@ -115,7 +108,7 @@ class Run:
     @property
     def ended_well(self) -> bool:
         """Nobody raised, ended, was interrupted or released."""
-        failed = self.exited or any(done.failure for done in self.done.values())
+        failed = self.ends or any(done.failure for done in self.done.values())
         return not (failed or self.interrupts or self.timed_out or self.stuck)
 
     @property

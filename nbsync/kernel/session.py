@@ -7,19 +7,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from nbsync.errors import Interrupted, UsageError
 from nbsync.kernel import current
 from nbsync.kernel.aftermath import take_note
-from nbsync.kernel.ask import Ranks, ask, ask_for_values, checked_variables, choose, raise_for
+from nbsync.kernel.ask import Ranks, ask, ask_for_values, check_expressions, checked_variables, choose, raise_for
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
-from nbsync.kernel.packing import make_call, make_push
+from nbsync.kernel.packing import make_call, make_push, name_of
 from nbsync.kernel.results import show_results
-from nbsync.kernel.sigint import sigint_later
-from nbsync.kernel.start.devices import count_gpus, place
+from nbsync.kernel.sigint import interrupt_costs, sigint_later
 from nbsync.kernel.start.loading import load
-from nbsync.kernel.start.methods import check_start_method
-from nbsync.kernel.start.plan import Plan, checked_env, checked_numa, checked_threads
+from nbsync.kernel.start.plan import Plan, checked_plan
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.glance import describe_stacks, describe_world
 from nbsync.kernel.supervision.mend import refill
@@ -78,14 +75,13 @@ class Session:
         compare_collectives: bool = True,
         progress: bool = True,
     ) -> None:
-        check_start_method(start_method)
-        placement = place(num_processes, backend, count_gpus())
-        plan = Plan(
-            placement,
+        plan = checked_plan(
+            num_processes,
+            backend,
             start_method=start_method,
-            env=checked_env(env),
-            threads=checked_threads(threads_per_worker),
-            numa=checked_numa(numa, placement),
+            env=env,
+            threads_per_worker=threads_per_worker,
+            numa=numa,
             seed=seed,
             refill=refill,
             compare_collectives=compare_collectives,
@@ -175,7 +171,7 @@ class Session:
 
         Raises:
             WorkerError: a rank raised; it is also of the original exception's type.
-            WorkerDied: a rank's process ended.
+            WorkerDied: a rank's process ended. NoSession, RankBusy, UsageError: nothing was run.
             RunTimeout: the time limit was reached.
             KeyboardInterrupt: it was interrupted. In all cases the living ranks keep their state.
         """
@@ -211,12 +207,12 @@ class Session:
             TransferError: the function, an argument or a returned value cannot be sent.
             Others as `run_cell`; no KeyboardInterrupt if the function catches it, and returns on all ranks.
         """
-        fleet, note = self._fleet, f"runs {_name(function)}()"
+        fleet, note = self._fleet, f"runs {name_of(function)}()"
         return ask_for_values(fleet, make_call(function, args, kwargs, fleet.common), ranks, note=note, timeout=timeout)
 
     def call_inherited(self, timeout: float | None = None) -> list[Any]:
         """Call the function that the workers inherited by the fork, on all ranks."""
-        name = _name(self._inherited[0]) if self._inherited else "nothing"
+        name = name_of(self._inherited[0]) if self._inherited else "nothing"
         return ask_for_values(self._fleet, RunCall, "all", note=f"runs {name}()", timeout=timeout)
 
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
@@ -229,6 +225,7 @@ class Session:
         Raises:
             UsageError: a name is none that a variable can have.
             TransferError: a value cannot be sent; nothing was set on any rank.
+            NoSession, RankBusy, WorkerDied: a rank cannot receive them. KeyboardInterrupt: it was interrupted.
         """
         fleet, variables = self._fleet, checked_variables(values)
         raise_for(fleet, ask(fleet, make_push(variables, fleet.common), ranks, make_sink(), note="receives variables"))
@@ -236,16 +233,19 @@ class Session:
     def pull(self, *expressions: str, ranks: Ranks = "all") -> list[Any]:
         """Fetch variables, or any expressions, from `ranks`.
 
+        Args:
+            expressions: each a string, as "loss" or "x + 1".
+            ranks: which ranks, as `run_cell`.
+
         Returns:
             One value per rank of `ranks`; with several expressions, one list of values per rank.
 
         Raises:
+            UsageError: one is no expression.
             TransferError: a value cannot be sent. WorkerError: e.g. a NameError on a rank.
+            NoSession, RankBusy, WorkerDied, KeyboardInterrupt: as `push`.
         """
-        if not expressions or not all(isinstance(each, str) for each in expressions):
-            raise UsageError(
-                f"pull needs at least one name, each a string, e.g. session.pull('loss'), got {expressions}"
-            )
+        check_expressions(expressions)
         values = ask_for_values(self._fleet, lambda n: Pull(n, expressions), ranks, note="sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 
@@ -257,6 +257,9 @@ class Session:
 
         Returns:
             By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
+
+        Raises:
+            NoSession: the workers have been ended. UsageError: there are no such ranks.
         """
         chosen = choose(self._fleet, ranks)
         found = self._fleet.traffic.peek(chosen)
@@ -269,6 +272,9 @@ class Session:
 
         Args:
             ranks: which ranks, as `run_cell`.
+
+        Raises:
+            NoSession, UsageError: as `peek`.
         """
         return describe_stacks(self._fleet, choose(self._fleet, ranks))
 
@@ -288,17 +294,15 @@ class Session:
 
         Raises:
             StartError: they did not come up.
+            NoSession, UsageError, RankBusy: with `ranks`, the workers have been ended, there are no such ranks, or
+                another one is busy. KeyboardInterrupt: it was interrupted; without `ranks` the workers are then gone.
         """
         if ranks is not None:
             sink = make_sink()
             return refill(self._fleet, choose(self._fleet, ranks), sink, partial(tell, sink))
-        try:
+        with interrupt_costs(f"the workers are gone: `%nbsync start -n {self.world_size}` starts others"):
             self._fleet.close()
             self._start_fleet()
-        except KeyboardInterrupt as error:
-            when = error.ranks_in_lines if isinstance(error, Interrupted) else ()
-            gone = f"the workers are gone: `%nbsync start -n {self.world_size}` starts others"
-            raise Interrupted([*when, gone]) from None
         return tuple(range(self.world_size))
 
     def close(self) -> None:
@@ -314,7 +318,3 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)

@@ -74,6 +74,20 @@ def interrupted_while(doing: str) -> Iterator[None]:
 
 
 @contextmanager
+def interrupt_costs(what: str) -> Iterator[None]:
+    """Say what an interrupt of the lines inside has cost, e.g. "the workers are gone".
+
+    Raises:
+        Interrupted: it says so.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        when = error.ranks_in_lines if isinstance(error, Interrupted) else ()
+        raise Interrupted([*when, what]) from None
+
+
+@contextmanager
 def sigint_later() -> Iterator[PutOff]:
     """Raise KeyboardInterrupt, if it was asked for meanwhile, only at the end of the block, or where it checks.
 

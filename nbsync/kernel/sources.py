@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import linecache
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from nbsync.protocol.cells import code_name
 from nbsync.protocol.messages import Source
 
 
@@ -31,13 +31,11 @@ def _is_cell(name: str) -> bool:
 
 
 def _source(name: str) -> Source:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return Source(name, _number(shell, name), "".join(linecache.getlines(name)))
+    return Source(name, _number(name), "".join(linecache.getlines(name)))
 
 
-def _number(shell: Any, name: str) -> int | None:
+def _number(name: str) -> int | None:
     """The N of `In [N]`."""
-    found = shell.compile.format_code_name(name) if shell is not None else None
+    found = code_name(name)
     digits = "".join(filter(str.isdigit, found[1])) if found else ""
     return int(digits) if digits else None

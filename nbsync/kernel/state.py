@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from nbsync.errors import describe_ranks
 from nbsync.kernel.view.bounds import bounded
 from nbsync.kernel.view.gathering import Barriers, Gathering, Passed, collectives
 from nbsync.protocol.messages import Done
 from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
+from nbsync.protocol.words import describe_ranks
 
 OPEN_BARS = 16  # of one rank that are kept
 CLOSED_BARS = 8

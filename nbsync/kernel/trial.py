@@ -5,10 +5,8 @@ An object may end the process that unpickles it, or hold it up for ever, in C co
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,10 +19,10 @@ from nbsync.kernel.sigint import sigint_later
 from nbsync.kernel.start.forker import fork, run_in_forker
 from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.protocol.familiar import FamiliarUnpickler, ReportingUnpickler, find_path
+from nbsync.protocol.lifeline import die_with
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.serial import Common, Unfamiliar, unpack
 
-_PR_SET_PDEATHSIG = 1
 _LONG = 1.0  # seconds until the user is told what takes so long
 _END = b"\0"
 
@@ -77,7 +75,7 @@ def _start(payload: Payload, common: Common, ends: list[int]) -> int:
     """Fork the trial; its pipe goes into `ends`. Returns its process id, 0 when no process can be made."""
     try:
         ends += os.pipe()
-        return int(run_in_forker(lambda: fork(partial(_be_trial, payload, common, *ends))))
+        return int(run_in_forker(lambda: fork(partial(_be_trial, payload, common, os.getpid(), *ends))))
     except OSError:  # then without a trial
         return 0
 
@@ -118,10 +116,10 @@ def _count(said: bytearray) -> int:
     return _names(said).count(_last(said))
 
 
-def _be_trial(payload: Payload, common: Common, out: int, into: int) -> None:
+def _be_trial(payload: Payload, common: Common, kernel_pid: int, out: int, into: int) -> None:
     """In the child: it must not outlive the kernel, nor show anything."""
     os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with(kernel_pid)
     os.close(out)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

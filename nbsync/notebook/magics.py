@@ -19,13 +19,13 @@ from nbsync.errors import (
     TransferError,
     UsageError,
     WorkerError,
-    describe_ranks,
 )
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.start import culprit
 from nbsync.notebook import arguments, outlet
 from nbsync.notebook.background import run_in_background
 from nbsync.notebook.view import mode
+from nbsync.protocol.words import describe_ranks
 
 _PLAIN = (UsageError, NoSession, RankBusy, StartError, TransferError)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nbsync.protocol.messages import Done, Failure, Request
+from nbsync.protocol.words import format_size
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ def instead_of(message: Any, nbytes: int) -> GivenUp | Done | None:
     """What stands for `message`, which has so many bytes; None for one that is not given up."""
     match message:
         case Request():
-            return GivenUp(message.run, _size(nbytes))
+            return GivenUp(message.run, format_size(nbytes))
         case Done(failure=None):
-            failure = _interrupted(f"while it sent {_size(nbytes)}")
+            failure = _interrupted(f"while it sent {format_size(nbytes)}")
         case Done(failure=Failure() as own):
             failure = replace(own, exception=None)
         case _:
@@ -36,7 +37,3 @@ def instead_of(message: Any, nbytes: int) -> GivenUp | Done | None:
 
 def _interrupted(where: str) -> Failure:
     return Failure("builtins", "KeyboardInterrupt", "", time=time.monotonic(), where=where, interrupted=True)
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.0f} MB"

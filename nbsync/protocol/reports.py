@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Words of `Where.waiting_in`.
+STORE_WAITS = ("get", "multi_get", "wait", "queue_pop")  # the methods of a store that wait for somebody to set a key
+STORE_START = "TCPStore"  # whose constructor waits for its server, or for its clients
+ASYNCHRONOUS = "an asynchronous operation"  # that a rank waits for, and of which no more is known
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -17,10 +17,7 @@ STACK_SIGNAL = signal.SIGUSR2
 #: Interrupts a worker past its helper thread, which C code may keep from running. Not SIGINT, so that the worker can
 #: tell it from one that its helper thread passed on at last: the two of them are one interrupt.
 INSIST_SIGNAL = signal.SIGRTMIN + 4
-STORE_WAITS = ("get", "multi_get", "wait", "queue_pop")  # the methods of a store that wait for somebody to set a key
-STORE_START = "TCPStore"  # whose constructor waits for its server, or for its clients
 COMPILER = "torch._dynamo"  # the module of torch's compiler
-ASYNCHRONOUS = "an asynchronous operation"  # that a rank waits for, and of which no more is known
 
 
 @dataclass(frozen=True)

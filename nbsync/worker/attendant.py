@@ -20,10 +20,10 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+from nbsync.protocol.cells import describe_file
 from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release
-from nbsync.protocol.reports import Where
-from nbsync.protocol.spec import ASYNCHRONOUS
+from nbsync.protocol.reports import ASYNCHRONOUS, Where
 from nbsync.protocol.userlines import is_users
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
@@ -33,7 +33,7 @@ from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
-from nbsync.worker.places import collective_in, describe_file, is_alone, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, is_alone, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after the cut: what is still blocked then waits for the store, not for a peer

@@ -7,9 +7,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
-from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError, describe_limit
+from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts, pack, unpack
+from nbsync.protocol.words import describe_limit
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
 from nbsync.worker.groups.operations import PEER_GONE, ends_connection
 from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback

@@ -7,7 +7,7 @@ import socket
 from functools import partial
 from typing import NoReturn
 
-from nbsync.worker.process import die_with
+from nbsync.protocol.lifeline import die_with
 
 
 def serve(fd: int, kernel_pid: int) -> NoReturn:

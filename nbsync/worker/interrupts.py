@@ -11,17 +11,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from nbsync.protocol.spec import INSIST_SIGNAL
 from nbsync.worker.places import users_line, walk_stack
 
 SAME = 0.7  # seconds between the kernel's own signal and the helper thread's in which they are one interrupt
 FIRST_MOMENTS = 0.5  # seconds in which a run gets to the user's code
+
+Shield: TypeAlias = Callable[[], AbstractContextManager[None]]  # `Interrupts.shield`
 
 
 class Interrupts:

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType, TracebackType
 
-from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
+from nbsync.protocol.cells import describe_file
+from nbsync.protocol.reports import ASYNCHRONOUS, STORE_START, STORE_WAITS
 from nbsync.protocol.userlines import is_users
 
 _SPOKEN = {
@@ -41,14 +42,6 @@ _WATCH = (f"{_OURS}watch.py", f"{_OURS}reducer.py")
 def describe_line(filename: str, lineno: int) -> str:
     """`Cell In[3], line 7` for a cell's code, `train.py, line 7` for a file."""
     return f"{describe_file(filename)}, line {lineno}"
-
-
-def describe_file(filename: str) -> str:
-    """`Cell In[3]` for a cell's code, `train.py` for a file."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    name = shell.compile.format_code_name(filename) if shell is not None else None
-    return " ".join(name) if name else os.path.basename(filename)
 
 
 def first_line(code: CodeType) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
+from nbsync.protocol.lifeline import die_with
 
 
 def detach_from_kernel(kernel_pid: int) -> None:
@@ -33,13 +32,6 @@ def _prefer_for_oom_kills() -> None:
     """For want of memory a rank goes before the notebook, where the system allows to say so."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
         file.write(str(min(1000, int(file.read()) + 500)))
-
-
-def die_with(parent_pid: int) -> None:
-    """End when the parent does, or now if it has ended already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the signal was set
-        os._exit(1)
 
 
 def release_listeners() -> None:

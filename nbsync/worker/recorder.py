@@ -11,9 +11,10 @@ from types import CodeType
 from typing import Any, NoReturn
 
 from nbsync.protocol.blackbox import BlackBox, Statement
+from nbsync.protocol.cells import describe_file
 from nbsync.protocol.userlines import is_users
 from nbsync.worker.interrupts import Interrupts
-from nbsync.worker.places import describe_file, first_line, walk_stack
+from nbsync.worker.places import first_line, walk_stack
 
 
 class Recorder:

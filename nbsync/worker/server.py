@@ -31,11 +31,11 @@ from typing import Any, NoReturn
 import torch
 
 from nbsync.protocol.forking import APART, COUNT, Answer, read, send
+from nbsync.protocol.lifeline import die_with
 from nbsync.protocol.messages import Arriving
 from nbsync.protocol.spec import Endpoints
 from nbsync.worker import main as worker
 from nbsync.worker.arrival import Arrived, look_up, make_main_module, tell_on, unpack_all
-from nbsync.worker.process import die_with
 
 _ADOPTION_LIMIT = 10.0  # seconds until the notebook has taken over an orphan
 

@@ -13,12 +13,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.fence import fence, meeting
 from nbsync.protocol.frames import Frame
+from nbsync.worker.interrupts import Shield
 
 
 class Streams:
@@ -29,7 +29,7 @@ class Streams:
         shield: a context manager in which the main thread is not interrupted.
     """
 
-    def __init__(self, stdout: int, stderr: int, shield: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, stdout: int, stderr: int, shield: Shield) -> None:
         # The fences go through descriptors of their own: the user may redirect or close 1 and 2.
         self._fds = (_move_high(stdout), _move_high(stderr))
         self._shield = shield

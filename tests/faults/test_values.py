@@ -171,7 +171,7 @@ def slow(self):
     return fast(self)
 Channel.receive = slow"""
 _FAST = "Channel.receive = fast"
-HALF = 512 * MEGABYTE
+HALF = 512 * MEGABYTE  # told as 537 MB
 VALUES = {
     "tensor": f"torch.frombuffer(bytearray({HALF}), dtype=torch.uint8)",  # without computing, which starts a thread
     "bytes": f"b'7' * {HALF}",
@@ -227,12 +227,12 @@ def test_row_31_interrupted_return(pair: Ranks, kind: str) -> None:
     with _slow_kernel(notebook):
         before = _resident(notebook.pid)
         error = _interrupt_in_the_middle(notebook, _PULL.format(ranks="all"), "sends").failed("KeyboardInterrupt")
-        assert error.evalue == "ranks 0-1: interrupted while it sent 0.5 GB"
+        assert error.evalue == "ranks 0-1: interrupted while it sent 537 MB"
         pair.run("kept = len(value)").ok()
         assert "ranks 0-1: idle" in notebook.run("%nbsync status").ok().stdout
         _assert_released(notebook.pid, before)
         error = _interrupt_in_the_middle(notebook, _PULL.format(ranks="1"), "sends", 1).failed("KeyboardInterrupt")
-        assert error.evalue == "rank 1: interrupted while it sent 0.5 GB"
+        assert error.evalue == "rank 1: interrupted while it sent 537 MB"
     check = "[len(value) for value in nbsync.session().pull('value')] == nbsync.session().pull('kept')"
     assert notebook.run(check, GUARD).ok().texts == ["True"]
     pair.run("del value").ok()
@@ -252,7 +252,7 @@ def test_row_31_second_interrupt(pair: Ranks) -> None:
         pair.notebook.interrupt()
         time.sleep(LATER)
         error = _interrupt_when_moved(pair.notebook, "sends").failed("KeyboardInterrupt")
-    assert error.evalue == "ranks 0-1: interrupted while it sent 0.5 GB"
+    assert error.evalue == "ranks 0-1: interrupted while it sent 537 MB"
     pair.run("del value").ok()
     pair.assert_whole()
 
@@ -267,7 +267,7 @@ def test_row_31_interrupted_push(pair: Ranks, kind: str, cell: str) -> None:
     with _slow_ranks(pair):
         before = [_resident(pid) for pid in pids]
         error = _interrupt_in_the_middle(notebook, cell, "receives").failed("KeyboardInterrupt")
-        assert error.evalue == "ranks 0-1: interrupted while it received 0.5 GB"
+        assert error.evalue == "ranks 0-1: interrupted while it received 537 MB"
         assert pair.run("value").ok().texts == ["[0-1] 'before'"]
         assert "ranks 0-1: idle" in notebook.run("%nbsync status").ok().stdout
         for pid, size in zip(pids, before, strict=True):
@@ -284,7 +284,7 @@ def test_row_31_interrupted_launch(pair: Ranks) -> None:
     with _slow_kernel(notebook):
         before = _resident(notebook.pid)
         error = _interrupt_in_the_middle(notebook, "notebook_launcher(make, num_processes=2)", "sends")
-        assert "while it sent 0.5 GB" in error.failed("KeyboardInterrupt").evalue
+        assert "while it sent 537 MB" in error.failed("KeyboardInterrupt").evalue
         _assert_released(notebook.pid, before)
     notebook.run("assert notebook_launcher(lambda: 7, num_processes=2) == [7, 7]").ok()
     pair.assert_whole()
@@ -296,7 +296,7 @@ def test_row_31_time_limit(pair: Ranks) -> None:
     with _slow_kernel(pair.notebook):
         call = "import nbsync\nnbsync.session().call(lambda: value, ranks=[1], timeout=1)"
         error = pair.notebook.run(call, GUARD).failed("RunTimeout")
-        assert "rank 1: interrupted while it sent 0.5 GB" in error.evalue
+        assert "rank 1: interrupted while it sent 537 MB" in error.evalue
         pair.run("del value").ok()
     pair.assert_whole()
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 import nbsync
 from nbsync import World, notebook_launcher
+from nbsync.kernel import launcher
 from nbsync.kernel.supervision import limit
 from notebooks import Notebook, poll, without_colours
 
@@ -139,8 +140,12 @@ def test_notebook_definitions(notebook: Notebook) -> None:
         ({"num_nodes": 2, "node_rank": 1}, NotImplementedError, "num_nodes=2"),
         ({"num_nodes": 0}, nbsync.UsageError, "nodes"),
         ({"rdzv_backend": "etcd"}, nbsync.UsageError, "'static' or 'c10d'"),
-        ({"rdzv_endpoint": "no-port-here"}, nbsync.UsageError, "no-port-here"),
-        ({"rdzv_endpoint": "localhost:port"}, nbsync.UsageError, "port"),
+        ({"master_addr": 5}, nbsync.UsageError, "a host .* got 5"),
+        ({"use_port": 29500.5}, nbsync.UsageError, "29500.5"),
+        ({"rdzv_endpoint": "localhost"}, nbsync.UsageError, "rdzv_endpoint must be \"host:port\".* got 'localhost'"),
+        ({"rdzv_endpoint": "localhost:port"}, nbsync.UsageError, "got 'localhost:port'"),
+        ({"rdzv_endpoint": ":29500"}, nbsync.UsageError, "got ':29500'"),
+        ({"rdzv_endpoint": 29500}, nbsync.UsageError, "got 29500"),
         ({"rdzv_conf": {"timeout": 3}}, nbsync.UsageError, "timeout"),
         ({"rdzv_conf": {"rank": 1}}, nbsync.UsageError, "rank"),
         ({"max_restarts": -1}, nbsync.UsageError, "max_restarts"),
@@ -151,16 +156,18 @@ def test_notebook_definitions(notebook: Notebook) -> None:
         ({"start_method": "thread"}, nbsync.UsageError, "fork"),
         ({"timeout": 0}, nbsync.UsageError, "timeout"),
         ({"timeout": -3}, nbsync.UsageError, "timeout"),
+        ({"timeout": "3"}, nbsync.UsageError, "positive number of seconds or None, got '3'"),
         ({"env": {"NUMBER": 5}}, nbsync.UsageError, "NUMBER"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_refusals(arguments: dict[str, Any], error: type[Exception], said: str, tmp_path: Path) -> None:
+def test_refusals(
+    arguments: dict[str, Any], error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An argument that cannot be honoured is refused before anything starts, and the message says what is wrong."""
-    ran = tmp_path / "ran"
+    monkeypatch.setattr(launcher, "_attempt", lambda *_: pytest.fail("workers were started"))
     with pytest.raises(error, match=said.replace("(", r"\(")):
-        notebook_launcher(**{"function": ran.touch, "num_processes": 2} | arguments)  # type: ignore[arg-type]
-    assert not ran.exists()
+        notebook_launcher(**{"function": print, "num_processes": 2} | arguments)  # type: ignore[arg-type]
 
 
 def test_accepted_and_left_alone() -> None:
@@ -344,9 +351,18 @@ def test_busy_port() -> None:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         port = sock.getsockname()[1]
-        with pytest.raises(nbsync.StartError, match=rf"{port} cannot be used: Address already in use"):
+        with pytest.raises(
+            nbsync.StartError, match=rf"{port} cannot be used: Address already in use. Leave out the port"
+        ):
             notebook_launcher(_reduce, (), 2, use_port=port)
         assert notebook_launcher(_reduce, (), 2) == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("address", ["no-such-host.invalid", "192.0.2.1"])
+def test_wrong_host(address: str) -> None:
+    """A host that is not this one is refused with advice for that, and not for a port."""
+    with pytest.raises(nbsync.StartError, match=rf"{address}:0 cannot be used: .*\. The host must be"):
+        notebook_launcher(_reduce, (), 2, master_addr=address)
 
 
 def test_no_other_host_can_reach_it() -> None:
@@ -531,7 +547,7 @@ _ODD_ERRORS = """
 import dataclasses, nbsync, pickle
 class Property(Exception):
     def __init__(self, text): self._text = text
-    message = rank = property(lambda self: self._text)
+    message = rank = after_interrupt = property(lambda self: self._text)
 @dataclasses.dataclass(frozen=True)
 class Frozen(Exception):
     message: str
@@ -693,6 +709,8 @@ def test_an_error_whose_text_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Silent
 
     began = time.monotonic()
-    with pytest.raises(nbsync.RunTimeout, match="ranks 0-1: raised an error, but did not tell which in time"):
+    with pytest.raises(nbsync.WorkerError) as caught:
         notebook_launcher(main, (), 2)
+    assert str(caught.value) == "ranks 0-1: raised an error, but did not tell which in time"
+    assert (caught.value.ranks, caught.value.type_name) == ((0, 1), "")
     assert time.monotonic() - began < 20

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbsync.errors import UsageError, ranks_do
-from nbsync.kernel.ranks import format_ranks, parse_ranks
+from nbsync.errors import UsageError
+from nbsync.kernel.ranks import parse_ranks
+from nbsync.protocol.words import format_ranks, ranks_do
 
 
 @pytest.mark.parametrize(
@@ -31,11 +32,6 @@ from nbsync.kernel.ranks import format_ranks, parse_ranks
 def test_spec(spec: str, ranks: tuple[int, ...]) -> None:
     """Each form of spec, and any mixture, names sorted ranks without repeats."""
     assert parse_ranks(spec, 4) == ranks
-
-
-def test_local_main_is_one_rank_per_node() -> None:
-    """With local ranks given, local_main is every node's first rank."""
-    assert parse_ranks("local_main", 4, local_ranks=[0, 1, 0, 1]) == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -100,8 +101,9 @@ def test_call_timeout(session: Session) -> None:
     """A call that takes too long is interrupted, and the late ranks are named."""
     with pytest.raises(nbsync.RunTimeout, match="rank 1"):
         session.call(lambda: time.sleep(30 * dist.get_rank()), timeout=0.3)
-    with pytest.raises(nbsync.UsageError, match="timeout"):
-        session.call(len, (), timeout=0)
+    for timeout in (0, "3"):
+        with pytest.raises(nbsync.UsageError, match=f"timeout must be a positive number .* got {timeout!r}"):
+            session.call(len, (), timeout=timeout)
     assert _works(session)
 
 
@@ -115,15 +117,27 @@ def test_push_and_pull(session: Session) -> None:
     assert session.pull("'only' in globals()") == [True, False]
     with pytest.raises(NameError, match="rank 1: NameError: name 'only'"):
         session.pull("only", ranks="last")
-    for refused in ({1: 2}, {"a b": 1}, {"class": 1}, [1]):
+    for refused in ({1: 2}, {"a b": 1}, {"class": 1}, {None: 1}, [1], None):
         with pytest.raises(nbsync.UsageError, match="by their names"):
             session.push(refused)  # type: ignore[arg-type]
     for expressions in ((), (5,)):
         with pytest.raises(nbsync.UsageError, match="at least one name"):
             session.pull(*expressions)  # type: ignore[arg-type]
+    for expression in ("a b", "", "x = 1", "rank\0"):
+        with pytest.raises(nbsync.UsageError, match=f"variables or expressions.* not {re.escape(repr(expression))}: "):
+            session.pull("rank", expression)
+    assert session.pull(" (rank,\n 1) ", ranks=0) == [(0, 1)]
     with pytest.raises(nbsync.TransferError):
         session.push({"fine": 1, "bad": (i for i in range(2))})
     assert session.pull("'fine' in globals()") == [False, False]
+
+
+@pytest.mark.parametrize("ranks", [None, 1.5, True, [1.5], [], "first", 2, -1])
+def test_ranks_that_are_none(session: Session, ranks: Any) -> None:
+    """They are refused with what was given and what may be, and nothing runs."""
+    with pytest.raises(nbsync.UsageError, match=r"ranks.*(a range|a rank|several)"):
+        session.run_cell("ran = 1", ranks)
+    assert session.pull("'ran' in globals()") == [False, False]
 
 
 def test_run_cell(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +167,8 @@ def test_bad_arguments() -> None:
         ({"start_method": "thread"}, "spawn"),
         ({"env": {"NUMBER": 5}}, "NUMBER"),
         ({"env": "NUMBER=5"}, "map names to strings"),
+        ({"seed": "x"}, "seed must be an integer or None .* got 'x'"),
+        ({"seed": 1.5}, "got 1.5"),
     ):
         with pytest.raises(nbsync.UsageError, match=said):
             Session(**{"num_processes": 2, **arguments})  # type: ignore[arg-type]
@@ -163,8 +179,9 @@ def test_bad_arguments() -> None:
 )
 def test_start_is_all_or_nothing(environment: dict[str, str]) -> None:
     """When a worker cannot come up the reason is told, and none is left running."""
-    with pytest.raises(nbsync.StartError, match=r"ranks? [\d-]+ could not start"):
+    with pytest.raises(nbsync.StartError, match=r"ranks? [\d-]+ could not start") as caught:
         Session(2, env=environment)
+    assert "\x1b" not in str(caught.value)
     with pytest.raises((nbsync.StartError, nbsync.UsageError), match="nonsense"):
         Session(2, backend="nonsense")
 

@@ -13,7 +13,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d as c10d
 
-from nbsync.errors import BarrierTimeout
+from nbsync.errors import BarrierTimeout, UsageError
 from nbsync.worker.control import barrier
 from nbsync.worker.control.notes import Notes, PageNotes, StoreNotes
 from nbsync.worker.control.report import set_reporter
@@ -35,6 +35,13 @@ def test_wait_for_everyone_waits(run_ranks: Any, Notes: Any) -> None:
         return notes.has("0 came")
 
     assert run_ranks(rank_main) == [True, True]
+
+
+@pytest.mark.parametrize("name", [30, 0, 1.5, True])
+def test_a_name_that_is_none(plain: pytest.MonkeyPatch, name: Any) -> None:
+    """A limit in the place of the name is refused, and not waited without limit for; in a world of one too."""
+    with pytest.raises(UsageError, match=f"name is a string; a limit is timeout={name}"):
+        World().wait_for_everyone(name)
 
 
 def test_a_barrier_that_times_out_names_who_is_missing(run_ranks: Any, Notes: Any, group_works: Any) -> None:
@@ -102,7 +109,7 @@ def test_a_rank_interrupted_in_a_barrier_has_left_it(run_ranks: Any, Notes: Any,
             notes.leave("0 was interrupted")
         else:
             store = c10d._get_default_store()
-            while not store.get(barrier._KEY).endswith(b":0"):
+            while not store.get(barrier.KEY).endswith(b":0"):
                 pass
             os.kill(process_id, signal.SIGINT)
             notes.await_all("0 was interrupted")
@@ -185,9 +192,9 @@ def test_an_arrival_can_be_taken_back_at_any_moment() -> None:
     arrival = arrival_of(store, 0, step=0)
     with pytest.raises(KeyboardInterrupt):
         arrival.enter()
-    assert store.get(barrier._KEY) == b"0::0"
+    assert store.get(barrier.KEY) == b"0::0"
     assert arrival.withdraw()
-    assert store.get(barrier._KEY) == b"0::"
+    assert store.get(barrier.KEY) == b"0::"
 
 
 def test_nobody_gives_up_once_all_have_come() -> None:
@@ -212,7 +219,7 @@ def test_a_note_of_another_step_is_no_arrival(kind: str, tmp_path: Path) -> None
     store = HashStore()
     notes = notes_in(kind, store, tmp_path)
     notes.put(1, 3)
-    store.set(barrier._KEY, barrier._Tally(3, frozenset({0, 1}), is_sealed=True).encode())
+    store.set(barrier.KEY, barrier._Tally(3, frozenset({0, 1}), is_sealed=True).encode())
     arrival = barrier._Arrival(store, notes, 0, 2, step=4)
     assert arrival.missing() == [1]
     notes.put(1, 4)

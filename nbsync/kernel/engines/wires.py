@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from nbsync.errors import StartError, describe_limit, describe_ranks
+from nbsync.errors import StartError
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.pidfd import open_pidfd
 from nbsync.kernel.reaping import kill_and_reap
 from nbsync.protocol.spec import WorkerSpec
+from nbsync.protocol.words import describe_limit, describe_ranks
 
 
 @dataclass

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from nbsync.kernel.descriptors import close_kernel_only, keep_in_kernel
+from nbsync.protocol.words import format_size
 
 _IN_MEMORY = 128 << 10  # bytes: a rank that writes less needs no file
 _LOOK_EVERY = 64 << 20  # bytes between two looks at the free space
@@ -143,5 +144,5 @@ class Log:
         text += error.strerror or str(error)
         if where is not None:
             with suppress(OSError):
-                text += f" ({shutil.disk_usage(where.parent).free >> 20:,} MB free)"
+                text += f" ({format_size(shutil.disk_usage(where.parent).free)} free)"
         return f"{text}. Of what is hidden, only the end is kept"

@@ -14,9 +14,9 @@ from nbsync.kernel.output.gate import Gate, Source
 from nbsync.kernel.output.lines import LineSplitter
 from nbsync.kernel.output.logs import Logs
 from nbsync.kernel.output.sink import Sink, Stream, tell
-from nbsync.kernel.ranks import format_ranks
 from nbsync.protocol.fence import MEETING
 from nbsync.protocol.messages import ClearOutput, Display
+from nbsync.protocol.words import format_ranks
 
 Label = Callable[[tuple[int, ...]], str]
 LIVE_AFTER = 0.3  # seconds that a line must stay unfinished before it is shown live

@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 from typing import Any
 
+from nbsync.protocol.cells import code_name, describe_file
+
 RUNTIMES = {"torch.cuda": "CUDA", "torch.xpu": "XPU"}
 
 _places: dict[str, str] = {}  # by runtime: where it was initialised
@@ -92,14 +94,9 @@ def _frames(frame: FrameType | None) -> Iterator[tuple[str, int, str, str]]:
 
 def _spoken(filename: str) -> str:
     """The file as the user knows it, when it is the notebook's or the user's own; "" for a library's."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    cell = shell.compile.format_code_name(filename) if shell is not None else None
-    if cell:
-        return " ".join(cell)
     folder = os.path.join(os.getcwd(), "")
-    is_mine = filename.startswith(folder) and "site-packages" not in filename
-    return os.path.basename(filename) if is_mine else ""
+    is_mine = code_name(filename) or (filename.startswith(folder) and "site-packages" not in filename)
+    return describe_file(filename) if is_mine else ""
 
 
 def _is_no_import(module: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nbsync.kernel.start.culprit import initialised
 from nbsync.kernel.start.system import why_no_workers
+from nbsync.protocol.cells import ipython_shell
 
 _POOLS = {
     "libgomp": "OpenMP (libgomp)",
@@ -154,9 +155,7 @@ def _connections() -> Iterator[Finding]:
 
 def _of_history() -> set[int]:
     """The database connections in which IPython keeps its history."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    history = getattr(shell, "history_manager", None)
+    history = getattr(ipython_shell(), "history_manager", None)
     return {id(getattr(owner, "db", None)) for owner in (history, getattr(history, "save_thread", None))}
 
 

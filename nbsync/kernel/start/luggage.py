@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 from nbsync.kernel.output.sink import make_sink, tell
+from nbsync.protocol.cells import ipython_shell
 from nbsync.protocol.luggage import CALL, Settings, Variables, write_luggage
 from nbsync.protocol.serial import Common, pack_call
 from nbsync.protocol.spec import Call, WorkerSpec
@@ -55,7 +56,7 @@ def pack_notebook(file: BinaryIO, specs: Sequence[WorkerSpec], inherited: Call |
 
 def notebook_variables() -> dict[str, Any]:
     """What the user has defined in the notebook, or in the script's main module."""
-    hidden = getattr(_shell(), "user_ns_hidden", {})
+    hidden = getattr(ipython_shell(), "user_ns_hidden", {})
     return {
         name: value
         for name, value in dict(vars(sys.modules["__main__"])).items()  # a copy: the user's threads go on
@@ -63,14 +64,9 @@ def notebook_variables() -> dict[str, Any]:
     }
 
 
-def _shell() -> Any:
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython is not None else None
-
-
 def _of_shell() -> dict[str, Any]:
     """What the workers' shells have like the notebook's; nothing in a plain script."""
-    shell = _shell()
+    shell = ipython_shell()
     if shell is None:
         return {}
     numbers: Mapping[str, int] = getattr(shell.compile, "_filename_map", {})

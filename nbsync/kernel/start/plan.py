@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
 
 from nbsync.errors import UsageError
 from nbsync.kernel.output.printer import Label, bracket_label
-from nbsync.kernel.start.devices import Placement, threads_per_rank
+from nbsync.kernel.start.devices import Placement, count_gpus, place, threads_per_rank
+from nbsync.kernel.start.methods import check_start_method
 from nbsync.kernel.start.rendezvous import LOOPBACK, Rendezvous, quiet_defaults, torchrun_environment
 from nbsync.protocol.spec import WorkerSpec
 
@@ -23,6 +26,7 @@ class Plan:
     """How to start the workers.
 
     Attributes:
+        placement: how many ranks, and over which backend.
         start_method: "auto", "fork", "forkserver" or "spawn".
         threads: for each worker; None for the cores divided among the ranks, or the user's OMP_NUM_THREADS.
         numa: how workers are bound to the processors near their GPU; None for not at all.
@@ -31,9 +35,13 @@ class Plan:
         compare_collectives: let ranks compare blocking collectives before, other operations after them.
         refill: bring a rank back at once when its process has ended.
         seed: base of the random states; drawn when None.
-        progress: show bars and barriers live, where the front end can.
+        env: variables for the workers, over all others.
+        host: of the rendezvous.
         port: of the rendezvous; 0 lets the system choose.
         run_id, restart_count, max_restarts: as torchrun's environment tells them.
+        label: what stands before a line of some ranks.
+        fold: show equal lines of several ranks once.
+        progress: show bars and barriers live, where the front end can.
     """
 
     placement: Placement
@@ -54,6 +62,36 @@ class Plan:
     label: Label = bracket_label
     fold: bool = True
     progress: bool = True
+
+
+def checked_plan(
+    num_processes: int | None,
+    backend: str | None,
+    *,
+    start_method: str,
+    env: Mapping[str, str] | None,
+    threads_per_worker: int | None,
+    numa: str | None,
+    seed: int | None = None,
+    **rest: Any,
+) -> Plan:
+    """The plan for what the user asks for, as `Session` describes it; `rest` are more attributes of it.
+
+    Raises:
+        UsageError: an argument makes no sense.
+        StartError: on this system no workers can be started.
+    """
+    check_start_method(start_method)
+    placement = place(num_processes, backend, count_gpus())
+    return Plan(
+        placement,
+        start_method=start_method,
+        env=checked_env(env),
+        threads=checked_threads(threads_per_worker),
+        numa=checked_numa(numa, placement),
+        seed=checked_seed(seed),
+        **rest,
+    )
 
 
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
@@ -86,9 +124,18 @@ def checked_numa(numa: str | None, placement: Placement) -> str | None:
     return numa
 
 
+def checked_seed(seed: int | None) -> int | None:
+    """Raises UsageError: it is neither None nor an integer."""
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise UsageError(f"seed must be an integer or None (drawn), got {seed!r}")
+    return int(seed)  # numpy's would overflow
+
+
 def check_timeout(timeout: float | None) -> None:
     """Raises UsageError: it is neither None nor a positive number of seconds."""
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0):
         raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -45,10 +46,8 @@ class Rendezvous:
             sock.listen(1024)
         except OSError as error:
             sock.close()
-            raise StartError(
-                f"the rendezvous address {host}:{port} cannot be used: {error.strerror or error}. "
-                "Leave out the port, and a free one is taken"
-            ) from error
+            what = f"the rendezvous address {host}:{port} cannot be used: {error.strerror or error}"
+            raise StartError(f"{what}. {_advice(error)}") from error
         return cls(sock)
 
     def serve(self, world_size: int) -> None:
@@ -69,6 +68,12 @@ class Rendezvous:
         if self._socket is not None:
             self._socket.close()
         self._socket = self._store = None
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        return "Leave out the port, and a free one is taken"
+    return f"The host must be a name or an address of this machine; left out, it is {LOOPBACK}"
 
 
 def torchrun_environment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nbsync.protocol.blackbox import Statement
@@ -18,6 +19,23 @@ _STATES = {
     "D": DISK_SLEEP,
     "Z": "ended",
 }
+
+
+@dataclass(frozen=True)
+class End:
+    """How a rank's process ended.
+
+    Attributes:
+        status: what `waitpid` gave.
+        time: when that was noticed, by the monotonic clock.
+        line: where it was then.
+        last_words: the end of its stderr.
+    """
+
+    status: int
+    time: float
+    line: str
+    last_words: tuple[str, ...]
 
 
 def last_line(statement: Statement | None, seen: str, crash: Iterable[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nbsync.errors import describe_ranks
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
 from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import STACK_SIGNAL
+from nbsync.protocol.words import describe_ranks, format_size
 
 if TYPE_CHECKING:
     from nbsync.kernel.fleet import Fleet
@@ -26,7 +26,7 @@ def describe_world(fleet: Fleet) -> str:
         text = _describe_place(fleet, rank, where)
         places.setdefault(text, {})[rank] = _time_there(snapshot, rank, where) if where else None
     sizes = [resident_bytes(state.pid) for state in snapshot.ranks]
-    memory = ", ".join("-" if size is None else f"{size >> 20} MB" for size in sizes)
+    memory = ", ".join("-" if size is None else format_size(size) for size in sizes)
     lines = [f"  {describe_ranks(list(times))}: {text}{_for(times.values())}" for text, times in places.items()]
     return "\n".join([snapshot.describe(), *lines, f"  memory {memory}"])
 

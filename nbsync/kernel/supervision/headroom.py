@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nbsync.kernel.supervision.evidence import resident_bytes
 from nbsync.protocol.cgroups import memory_groups, read_fields
+from nbsync.protocol.words import format_size
 
 WARN_AT = 0.9  # of the limit
 CALM_AT = 0.8  # below this, the next time is told again
@@ -75,7 +76,7 @@ class Headroom:
         """The ranks that hold most, the largest first."""
         pids = [(pid, rank) for rank in ranks if (pid := self._pid_of(rank)) is not None]
         held = sorted(((resident_bytes(pid) or 0, rank) for pid, rank in pids), reverse=True)
-        named = [f"rank {rank} holds {size / _GIGABYTE:.1f} GB" for size, rank in held[:MOST_NAMED]]
+        named = [f"rank {rank} holds {format_size(size)}" for size, rank in held[:MOST_NAMED]]
         return ", ".join(named)
 
 

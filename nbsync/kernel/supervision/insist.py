@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
 
-from nbsync.errors import ranks_do
 from nbsync.kernel.supervision.evidence import unusual_state
 from nbsync.protocol.spec import INSIST_SIGNAL, STACK_SIGNAL
+from nbsync.protocol.words import ranks_do
 
 HEARD_WITHIN = 0.3  # seconds in which a helper thread answers, unless C code holds the GIL
 TOLD_AFTER = 1.0  # seconds after which it is said that a rank is in such code

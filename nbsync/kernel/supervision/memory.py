@@ -24,4 +24,5 @@ def _line(held: Memory) -> str:
 
 
 def _size(count: int) -> str:
+    """In the units of torch's own message, which stands beside it."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count >> 20} MiB"

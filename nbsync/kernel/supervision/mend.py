@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nbsync.errors import Interrupted, RankBusy, describe_ranks
+from nbsync.errors import Interrupted, RankBusy
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink
 from nbsync.kernel.state import Phase
 from nbsync.protocol.messages import Heal
 from nbsync.protocol.serial import unpack
+from nbsync.protocol.words import describe_ranks
 
 HEAL_LIMIT = 20.0  # seconds
 Notify = Callable[[str], None]

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nbsync.errors import ranks_do
-from nbsync.protocol.reports import Where
-from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
+from nbsync.protocol.reports import ASYNCHRONOUS, STORE_START, STORE_WAITS, Where
+from nbsync.protocol.words import ranks_do
 
 # These end by themselves: a barrier with a timeout (else it shows as "barrier"), and what waits for a store, where
 # nobody knows who may yet come and set the key.

@@ -15,13 +15,13 @@ from nbsync.errors import (
     TransferError,
     WorkerDied,
     WorkerError,
-    describe_ranks,
     new_error,
 )
-from nbsync.kernel.supervision.evidence import oom_kills
+from nbsync.kernel.supervision.evidence import End, oom_kills
 from nbsync.kernel.supervision.memory import memory_table
 from nbsync.protocol.messages import Failure
 from nbsync.protocol.serial import Common, Parts, unpack
+from nbsync.protocol.words import describe_ranks
 
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run
@@ -37,10 +37,10 @@ def judge(run: Run, common: Common) -> BaseException | None:
     failures = {rank: done.failure for rank, done in run.done.items() if done.failure is not None}
     own = {r: f for r, f in failures.items() if not f.is_consequence and not f.interrupted}
     first = min(own, key=lambda rank: own[rank].time, default=None)
-    if run.exited:
-        died = min(run.exited, key=lambda rank: run.exit_times[rank])
+    if run.ends:
+        died = min(run.ends, key=lambda rank: run.ends[rank].time)
         # The kernel notices a death a little later than it happened, a failure's time is the worker's own.
-        if first is None or own[first].time > run.exit_times[died]:
+        if first is None or own[first].time > run.ends[died].time:
             return _died(run, died, failures)
     if first is not None:
         return _raised(run, first, failures, common)
@@ -50,11 +50,22 @@ def judge(run: Run, common: Common) -> BaseException | None:
         return RunTimeout(_timeout_text(run, failures))
     if run.interrupts and not run.has_outlived_interrupts:
         return Interrupted(others_in_lines(run, failures))
+    if run.raised.intersection(run.pending) or (run.abandoned and not failures):
+        return _silent(run, failures)
     if failures:  # only consequences: of something outside this run
         return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
-    if run.abandoned:
-        return RunTimeout("\n".join(["the run was given up", *others_in_lines(run, failures)]))
     return None
+
+
+def _silent(run: Run, failures: Mapping[int, Failure]) -> WorkerError:
+    """A launch has failed on a rank, and neither that one nor the others have told an error in time."""
+    ranks = [rank for rank in run.pending if rank in run.raised] or list(run.pending)
+    others = others_in_lines(run, failures, ranks)
+    return WorkerError(ranks=ranks, type_name="", message=_silence(run, ranks[0]), others=others)
+
+
+def _silence(run: Run, rank: int) -> str:
+    return "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
 
 
 def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common) -> WorkerError:
@@ -86,27 +97,28 @@ def _place(failure: Failure) -> tuple[str, ...]:
 
 
 def _died(run: Run, rank: int, failures: Mapping[int, Failure]) -> WorkerDied:
-    code, name = _exit_of(run.exited[rank].status)
-    same = sorted(r for r, e in run.exited.items() if e.status == run.exited[rank].status)
+    end = run.ends[rank]
+    code, name = _exit_of(end.status)
+    same = sorted(r for r, other in run.ends.items() if other.status == end.status)
     return WorkerDied(
         ranks=same,
-        message=f"the process {describe_exit(run.exited[rank].status)}{_circumstances(run, rank, name)}",
+        message=f"the process {describe_exit(end.status)}{_circumstances(run, end, name)}",
         exit_code=code,
         signal_name=name,
         others=others_in_lines(run, failures, same),
     )
 
 
-def _circumstances(run: Run, rank: int, signal_name: str | None) -> str:
+def _circumstances(run: Run, end: End, signal_name: str | None) -> str:
     """Where the rank was seen last, why it was ended if the system tells, and what that means."""
-    line = run.last_lines.get(rank)
-    text = f" ({line})" if line else ""
+    text = f" ({end.line})" if end.line else ""
     kills = oom_kills()
     if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
         text += " (out of memory: the system ended it)"
     text += "; what was in its memory is lost"
-    words = run.last_words.get(rank)
-    return f"{text}\nlast on its stderr:\n" + "\n".join(f"  {word}" for word in words) if words else text
+    if not end.last_words:
+        return text
+    return "\n".join([text, "last on its stderr:", *(f"  {word}" for word in end.last_words)])
 
 
 def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[int] | None = None) -> list[str]:
@@ -114,16 +126,16 @@ def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[i
     lines: dict[str, list[int]] = {}
     for rank, failure in sorted(failures.items()):
         lines.setdefault(_in_one_line(failure), []).append(rank)
-    for rank, exited in sorted(run.exited.items()):
+    for rank, end in sorted(run.ends.items()):
         if rank not in (leave_out or ()):
-            lines.setdefault(describe_exit(exited.status), []).append(rank)
+            lines.setdefault(describe_exit(end.status), []).append(rank)
     finished = [rank for rank in run.ranks if rank in run.done and run.done[rank].failure is None]
     if finished and (run.interrupts or run.timed_out):
         lines.setdefault("had finished", []).extend(finished)
     if run.abandoned:
         for rank in run.pending:
-            told = "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
-            lines.setdefault(told, []).append(rank)
+            if rank not in (leave_out or ()):
+                lines.setdefault(_silence(run, rank), []).append(rank)
     return [f"{describe_ranks(ranks)}: {text}" for text, ranks in lines.items() if ranks]
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from tqdm.std import tqdm
 from tqdm.utils import disp_trim
 
-from nbsync.errors import describe_ranks, format_ranks
 from nbsync.kernel.state import RankState, Snapshot
 from nbsync.kernel.view.barfold import FoldedBar, elapsed, fold_bars
 from nbsync.kernel.view.gathering import Gathering, Passed
 from nbsync.protocol.reports import Bar
+from nbsync.protocol.words import describe_ranks, format_ranks
 
 MOST_RANKS = 16  # with more of them, only what they have in common is shown
 MOST_LINES = 40

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from tqdm.std import tqdm
 
-from nbsync.errors import describe_ranks
 from nbsync.kernel.state import RankState, Snapshot
 from nbsync.kernel.view.barfold import FoldedBar, elapsed
 from nbsync.kernel.view.barlines import percent
 from nbsync.notebook.view.safe import safe
 from nbsync.protocol.reports import Bar
+from nbsync.protocol.words import describe_ranks
 
 _TOO_LONG = 1e9  # seconds
 

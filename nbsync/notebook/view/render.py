@@ -17,6 +17,7 @@ from nbsync.notebook.view.safe import LONGEST, safe
 from nbsync.notebook.view.standing import SIGNS, WORDS, activity, counts, is_notable, overall, standing
 from nbsync.notebook.view.style import STYLE
 from nbsync.protocol.reports import Bar, Memory
+from nbsync.protocol.words import format_size
 
 MOST_BARS = 4  # of one rank
 MOST_FOLDED = 6
@@ -140,13 +141,9 @@ def _held(memory: Memory | None) -> str:
     if memory is None:
         return '<td class="m q"></td>'
     if not memory.reserved:
-        return f'<td class="m q">{_size(memory.resident)}</td>'
-    gpu = f"GPU {_size(memory.allocated)}/{_size(memory.reserved)}"
-    return f'<td class="m gpu q">{_size(memory.resident)} · {gpu}</td>'
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+        return f'<td class="m q">{format_size(memory.resident)}</td>'
+    gpu = f"GPU {format_size(memory.allocated)}/{format_size(memory.reserved)}"
+    return f'<td class="m gpu q">{format_size(memory.resident)} · {gpu}</td>'
 
 
 def _grid(snapshot: Snapshot) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nbsync.errors import describe_ranks
 from nbsync.kernel.state import Phase, RankState, Snapshot
+from nbsync.protocol.words import describe_ranks
 
 #: From the worst to the best: the first that a rank has is the state of the whole run.
 WORDS = ("dead", "failed", "interrupted", "released", "waiting", "running", "starting", "done", "idle")

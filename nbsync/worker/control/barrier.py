@@ -18,12 +18,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed import distributed_c10d as c10d
 
-from nbsync.errors import BarrierTimeout, describe_ranks
-from nbsync.worker.control.notes import Notes, StoreNotes
+from nbsync.errors import BarrierTimeout
+from nbsync.protocol.words import describe_ranks
+from nbsync.worker.control.notes import GONE, KEY, Notes, StoreNotes
 from nbsync.worker.pauses import pauses
 
-_KEY = "nbsync/barrier"
-_GONE = ""
 _CPU = torch.device("cpu")
 
 _notes: Notes | None = None
@@ -97,7 +96,7 @@ class _Arrival:
 
     def clear(self) -> None:
         """This barrier is over. A rank that is in the next one already notes itself again."""
-        self._store.set(_KEY, _GONE)
+        self._store.set(KEY, GONE)
 
     def _noted(self, tally: _Tally) -> set[int]:
         """The ranks without a timeout that have come."""
@@ -105,8 +104,8 @@ class _Arrival:
 
     def _swap(self, expected: _Tally | None, wanted: _Tally | None) -> _Tally | None:
         """Put `wanted` in the place of `expected`, None for nothing; returns what the store then holds."""
-        before, after = (_GONE if tally is None else tally.encode() for tally in (expected, wanted))
-        return _Tally.decode(self._store.compare_set(_KEY, before, after))
+        before, after = (GONE if tally is None else tally.encode() for tally in (expected, wanted))
+        return _Tally.decode(self._store.compare_set(KEY, before, after))
 
 
 def set_notes(notes: Notes | None) -> None:

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch._C._distributed_c10d import Store
 
-_KEY = "nbsync/barrier"
-_GONE = ""
+KEY = "nbsync/barrier"  # in the store
+GONE = ""
 _SLOT = struct.Struct("=QQ")
 
 
@@ -35,18 +35,18 @@ class StoreNotes:
         self._store = store
 
     def put(self, rank: int, step: int) -> None:
-        self._store.set(f"{_KEY}/{rank}", str(step))
+        self._store.set(f"{KEY}/{rank}", str(step))
 
     def take_back(self, rank: int) -> None:
-        self._store.set(f"{_KEY}/{rank}", _GONE)
+        self._store.set(f"{KEY}/{rank}", GONE)
 
     def here(self, ranks: Sequence[int], step: int) -> set[int]:
-        keys = [f"{_KEY}/{rank}" for rank in ranks]
+        keys = [f"{KEY}/{rank}" for rank in ranks]
         if not keys:
             return set()
         if not self._store.check(keys):  # reading what is not there would wait for it
             for key in keys:
-                self._store.compare_set(key, _GONE, _GONE)
+                self._store.compare_set(key, GONE, GONE)
         sign = str(step).encode()
         return {rank for rank, note in zip(ranks, self._store.multi_get(keys), strict=True) if note == sign}
 

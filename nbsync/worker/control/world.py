@@ -13,17 +13,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from nbsync.errors import UsageError
 from nbsync.worker.control import collectives
 from nbsync.worker.control.barrier import wait_at_barrier
 from nbsync.worker.control.identity import Identity
+from nbsync.worker.control.nodes import group_of_node
 from nbsync.worker.control.report import call_site, reported
 from nbsync.worker.control.split import split
 from nbsync.worker.control.turns import Outcome, first_goes_first
 
 _ONE_GPU_EACH = "cpu:gloo,cuda:nccl"
-
-# The default group and this node's group in it. Of the process and not of a World, as the default group is.
-_node_group: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
 
 
 class World(Identity):
@@ -88,6 +87,9 @@ class World(Identity):
 
         Returns:
             The number of processes.
+
+        Raises:
+            UsageError: the environment says something impossible, or not where the processes meet.
         """
         if dist.is_initialized():
             return dist.get_world_size()
@@ -114,7 +116,10 @@ class World(Identity):
 
         Raises:
             BarrierTimeout: some ranks, which it names, did not come in time. The process group is unharmed.
+            UsageError: the name is no string.
         """
+        if not isinstance(name, str | None):
+            raise UsageError(f"a barrier's name is a string; a limit is timeout={name!r}")
         name = name or "wait_for_everyone"
         if self.join() == 1:
             return
@@ -155,7 +160,7 @@ class World(Identity):
         site = call_site()
 
         def exchange(outcome: Outcome | None) -> Outcome:
-            group = dist.group.WORLD if len(members) == dist.get_world_size() else _group_of_node(members)
+            group = dist.group.WORLD if len(members) == dist.get_world_size() else group_of_node(members)
             box = [outcome]
             with reported(name, site):
                 dist.broadcast_object_list(box, src=members[0], group=group)
@@ -304,14 +309,3 @@ class World(Identity):
             UsageError: the ranks' tensors differ in more than their sizes.
         """
         return collectives.pad(tensor, self.join(), dim, pad_index, pad_first)
-
-
-def _group_of_node(members: range) -> dist.ProcessGroup:
-    """The group of this node's ranks; the first call makes it, together on all of them."""
-    global _node_group
-    world = dist.group.WORLD
-    assert world is not None
-    if _node_group is None or _node_group[0] is not world:
-        group = dist.new_group(list(members), backend="gloo", use_local_synchronization=True)
-        _node_group = world, group
-    return _node_group[1]

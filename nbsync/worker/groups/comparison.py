@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from nbsync.errors import CollectiveMismatch, describe_ranks
+from nbsync.errors import CollectiveMismatch
+from nbsync.protocol.words import describe_ranks
 from nbsync.worker.groups.ledger import Entry
 from nbsync.worker.places import line_of
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
-from types import ModuleType
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch._C._distributed_c10d import Store
@@ -19,6 +18,7 @@ from torch._C._distributed_c10d import Store
 from nbsync.worker.groups.names import Names
 from nbsync.worker.groups.sharded import tell_it_is_lost
 from nbsync.worker.libraries.imports import after_import
+from nbsync.worker.replacing import replace_function
 
 _MODULE = "torch.distributed.fsdp.fully_sharded_data_parallel"
 _INSIDES = "torch.distributed.fsdp._runtime_utils"
@@ -39,18 +39,16 @@ class FlatKeeper:
 
     def install(self) -> None:
         """Take note of each model that is made from now on."""
-        after_import(_MODULE, self._wrap)
+        after_import(
+            _MODULE, lambda module: replace_function(module.FullyShardedDataParallel, "__init__", self._noting)
+        )
 
-    def _wrap(self, module: ModuleType) -> None:
-        kind: Any = module.FullyShardedDataParallel
-        original, keeper = kind.__init__, self
-
+    def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(model: Any, *args: Any, **kwargs: Any) -> None:
             original(model, *args, **kwargs)
-            keeper._known[model] = keeper._names.give(type(model.module).__name__)
+            self._known[model] = self._names.give(type(model.module).__name__)
 
-        __init__.__doc__ = original.__doc__
-        kind.__init__ = __init__
+        return __init__
 
     def parameters(self) -> set[int]:
         """The ids of all parameters of these models."""

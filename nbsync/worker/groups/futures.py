@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.underway import Begun, Underway
+from nbsync.worker.replacing import replace_function
 
 
 class FutureWatch:

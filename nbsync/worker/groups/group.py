@@ -11,8 +11,7 @@ import ctypes
 import json
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,9 +29,9 @@ from nbsync.worker.groups.stranded import Stranded
 from nbsync.worker.groups.tasks import gloo_threads
 from nbsync.worker.groups.training import Training
 from nbsync.worker.groups.uncaught import Uncaught
+from nbsync.worker.interrupts import Shield
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
-Shield: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 _GROUPS_PER_LIFE = 10_000
 _DEFAULT_GROUP = "0"  # the name that torch gives to the first group

@@ -13,7 +13,7 @@ import gc
 import json
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch._C import _distributed_c10d
@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
 from nbsync.worker.groups.replicas import changes, fingerprint, replicated, sides, tell_of_difference
+from nbsync.worker.replacing import replace_function
 
 c10d: Any = _distributed_c10d  # what is used here has no types
 #: For each model: what it looks like, whether it can go on, and the fingerprint of its parameters.
@@ -37,16 +38,15 @@ class ModelKeeper:
 
     def install(self) -> None:
         """Take note of each model from now on; also those that are unpickled or copied pass here."""
-        keeper: ModelKeeper = self
-        kind: Any = DistributedDataParallel
-        original = kind._ddp_init_helper
+        replace_function(DistributedDataParallel, "_ddp_init_helper", self._noting)
 
+    def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _ddp_init_helper(model: Any, *args: Any, **kwargs: Any) -> None:
             original(model, *args, **kwargs)
-            if not any(known() is model for known in keeper._models):
-                keeper._models.append(weakref.ref(model))
+            if not any(known() is model for known in self._models):
+                self._models.append(weakref.ref(model))
 
-        kind._ddp_init_helper = _ddp_init_helper
+        return _ddp_init_helper
 
     def has_unfinished(self) -> bool:
         """Whether the last backward pass of some model was cut short."""

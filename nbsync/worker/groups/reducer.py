@@ -21,9 +21,9 @@ from torch._C import _distributed_c10d
 from torch.autograd import Variable
 
 from nbsync.worker.groups.operations import Intent, intent_of
-from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.libraries.imports import after_import
+from nbsync.worker.replacing import replace_function
 
 c10d: Any = _distributed_c10d  # what is used here has no types
 #: As `CollectiveWatch.begin`: a method of `ProcessGroup`, the group, what makes the intent, and what gives the `Work`.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import post_localSGD_hook
 
-from nbsync.errors import describe_ranks
+from nbsync.protocol.words import describe_ranks
 
 _SAMPLE = 16  # elements of each parameter: an optimizer's step changes all of them
 

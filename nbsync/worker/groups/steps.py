@@ -7,7 +7,6 @@ a DDP model can be compared by themselves (see replicas.py).
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import zlib
@@ -19,8 +18,9 @@ from weakref import WeakKeyDictionary
 from torch._C._distributed_c10d import Store
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from nbsync.errors import ranks_do
+from nbsync.protocol.words import ranks_do
 from nbsync.worker.groups.names import Names
+from nbsync.worker.replacing import replace_function
 
 _DTENSOR = "torch.distributed.tensor"  # slow to import, and whoever uses it has done so
 
@@ -59,18 +59,18 @@ class StepKeeper:
 
     def install(self) -> None:
         """Take note of each optimizer that is made from now on, and of its steps."""
-        keeper, kind, original = self, Optimizer, Optimizer.__init__
-
-        @functools.wraps(original)
-        def __init__(optimizer: Any, *args: Any, **kwargs: Any) -> None:
-            original(optimizer, *args, **kwargs)
-            look = keeper._look(optimizer)
-            if look is not None:
-                keeper._known[optimizer] = Steps(keeper._names.give(look))
-
-        kind.__init__ = __init__  # type: ignore[method-assign, assignment]
+        replace_function(Optimizer, "__init__", self._noting)
         register_optimizer_step_pre_hook(self._begin)
         register_optimizer_step_post_hook(self._end)
+
+    def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            look = self._look(optimizer)
+            if look is not None:
+                self._known[optimizer] = Steps(self._names.give(look))
+
+        return __init__
 
     def _begin(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         steps = self._known.get(optimizer)

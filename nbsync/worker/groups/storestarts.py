@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed import DistNetworkError
 
 from nbsync.errors import StoreWaitEnded
-from nbsync.protocol.spec import STORE_START
+from nbsync.protocol.reports import STORE_START
 from nbsync.worker.pauses import pauses
 
 _NAMES = ("host_name", "port", "world_size", "is_master", "timeout", "wait_for_workers")

@@ -17,9 +17,9 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import DistStoreError, QueueEmptyError
 
 from nbsync.errors import StoreWaitEnded
-from nbsync.protocol.spec import STORE_WAITS
-from nbsync.worker.groups.replacing import replace_function
+from nbsync.protocol.reports import STORE_WAITS
 from nbsync.worker.pauses import pauses
+from nbsync.worker.replacing import replace_function
 
 _NOT_YET = object()
 

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -41,9 +41,10 @@ from nbsync.worker.groups.operations import (
     python_name,
 )
 from nbsync.worker.groups.reducer import ReducerWatch
-from nbsync.worker.groups.replacing import replace_function
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
+from nbsync.worker.interrupts import Shield
+from nbsync.worker.replacing import replace_function
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
@@ -67,7 +68,7 @@ class CollectiveWatch:
         has_failed: an operation has ended a connection, so the groups must begin a new life, whoever caught the error.
     """
 
-    def __init__(self, compare: bool, shield: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, compare: bool, shield: Shield) -> None:
         self.current: Collective | Message | None = None
         self.underway = Underway()
         self.has_failed = False

@@ -6,24 +6,22 @@ for that, but a bare `PartialState()` does not, and would see one process on eve
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 from nbsync.worker.libraries.imports import after_import
+from nbsync.worker.replacing import replace_function
 
 _MODULE = "accelerate.state"
 
 
 def see_cpu_worlds() -> None:
     """Let `PartialState()` default to the CPU, whether Accelerate is imported already or will be."""
-    after_import(_MODULE, _default_to_cpu)
+    after_import(_MODULE, lambda module: replace_function(module.PartialState, "__init__", _on_cpu))
 
 
-def _default_to_cpu(module: ModuleType) -> None:
-    original = module.PartialState.__init__
-
+def _on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, cpu: bool = False, **kwargs: Any) -> None:
         original(self, True, **kwargs)
 
-    __init__.__doc__ = original.__doc__
-    module.PartialState.__init__ = __init__
+    return __init__

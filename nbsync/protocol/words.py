@@ -1,0 +1,43 @@
+"""How ranks and sizes are written in what the user reads, and which limit an error of the system means."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+
+def describe_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, `ranks 0-3`, `ranks 0,2-3`."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
+
+
+_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
+
+
+def ranks_do(ranks: Sequence[int], what: str) -> str:
+    """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
+    verb, _, rest = what.partition(" ")
+    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb)} {rest}"
+
+
+def format_ranks(ranks: Iterable[int]) -> str:
+    """Return the shortest spec for `ranks`: ``(0, 2, 3, 4)`` is ``"0,2-4"``."""
+    # Within a run of neighbours, rank minus position stays the same.
+    runs = groupby(enumerate(sorted(set(ranks))), key=lambda pair: pair[1] - pair[0])
+    bounds = [[rank for _, rank in run] for _, run in runs]
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in bounds)
+
+
+def describe_limit(error: BaseException) -> str:
+    """Which limit of this process has been reached, where the error does not tell; "" when it is none."""
+    if not isinstance(error, OSError) or error.errno != errno.EMFILE:
+        return ""
+    import resource  # not on every system
+
+    return f"all {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} file descriptors of this process are in use"
+
+
+def format_size(nbytes: float) -> str:
+    """`412 MB`, `2.1 GB`."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
