@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
-from nbsync.protocol.messages import Done, Interrupt, Peek
+from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Peek, Shown
 from nbsync.protocol.reports import Progress, Where
 
 
@@ -104,14 +105,15 @@ class Dispatch:
         with self._lock:
             left = run.drain()
             self._between[:0] = [item for item in left if _is_text(item)]  # the next run shows it
-            for rank, kind, what in left:
-                if kind == "interrupt":  # the user has pressed it all the same
-                    run.interrupts += 1
-                elif isinstance(what, Done):
+            run.interrupts += run.takes_interrupt()  # the user has pressed it all the same
+            for rank, _, what in left:
+                if isinstance(what, Done):
                     run.done[rank] = what
                 elif isinstance(what, Exited):
                     run.note_exit(rank, what)
             run.abandoned = bool(run.pending)
+            for rank in run.pending:
+                self.displayed(rank, sys.maxsize)
             for rank in run.ranks:
                 if rank not in run.pending:
                     self._release(rank, run)
@@ -234,6 +236,10 @@ class Dispatch:
         if process is not None and size > of_elder:
             hub().acknowledge(process, size - of_elder)
 
+    def displayed(self, rank: int, count: int = 1) -> None:
+        """So much more of what `rank` has displayed was shown, or never will be: it may display more."""
+        self.send(rank, Shown(count))
+
     def peek(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, Where]:
         """Where the main threads of `ranks` are. A rank that does not answer in time is left out."""
         answers: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
@@ -281,6 +287,8 @@ class Dispatch:
                 self._release(rank, run)
             elif kind != "message":
                 self._between.append((rank, kind, what))
+            elif isinstance(what, Display | ClearOutput):  # there is nobody to show it
+                self.displayed(rank)
 
 
 def _is_text(item: tuple[int, str, Any]) -> bool:

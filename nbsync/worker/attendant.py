@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from nbsync.protocol.channel import Channel, ChannelClosed
-from nbsync.protocol.messages import Interrupt, Peek, Release
+from nbsync.protocol.messages import Interrupt, Peek, Release, Shown
 from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import ASYNCHRONOUS
 from nbsync.protocol.userlines import is_users
@@ -32,6 +32,7 @@ from nbsync.worker.groups.stillness import Stillness
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
+from nbsync.worker.pace import Pace
 from nbsync.worker.places import collective_in, describe_file, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -47,6 +48,7 @@ class Attendant:
     Attributes:
         inbox: the requests for the main thread, in order.
         memory: tells what this process holds.
+        pace: how fast the user's code may display.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Attendant:
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch, self._feed = watch, feed
         self.memory = MemoryGauge()
+        self.pace = Pace()
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -131,7 +134,10 @@ class Attendant:
                     self._stillness.begin(run, now)
             case Peek(ticket, with_stack):
                 self._channel.send(self._where(ticket, with_stack))
+            case Shown(count):
+                self.pace.shown(count)
             case request:
+                self.pace.begin()
                 self.inbox.put(request)
 
     def _enforce(self) -> None:
