@@ -124,7 +124,11 @@ class Fleet:
             self._rendezvous.close()
 
     def _take_precautions(self) -> None:
-        """Have a guard over the workers and their folder, before there are any."""
+        """Have whatever serves the workers, and a guard over them and their folder, before there are any."""
+        try:
+            hub().ensure_running()
+        except RuntimeError as error:
+            raise StartError(f"no thread for the workers: {error}. Raise the limit (ulimit -u)") from error
         try:
             self._guard = Guard(self._scratch.path, aftermath.note())
         except OSError as error:

@@ -78,15 +78,26 @@ class Hub:
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_out, selectors.EVENT_READ, (None, self._drain_wakes))
         self._lines: dict[Process, _Line] = {}
-        self._jobs: list[Callable[[], None]] = []
+        self._jobs: list[tuple[_Line, Callable[[], None]]] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def ensure_running(self) -> None:
+        """Have a thread that serves.
+
+        Raises:
+            RuntimeError: the system gives no more of them.
+        """
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._serve, name="nbsync-hub", daemon=True)
+                self._thread.start()
 
     def attach(self, process: Process, handler: Handler) -> None:
         """Serve `process` from now on. `handler` is called in the hub's thread."""
         line = _Line(process, Channel(process.channel, self._wake), handler)
         self._lines[process] = line
-        self._post(lambda: self._register(line))
+        self._post(line, lambda: self._register(line))
 
     def send(self, process: Process, message: Any) -> None:
         """Send a message. Never blocks; to a worker that has ended it does nothing."""
@@ -119,7 +130,7 @@ class Hub:
         if line is not None:
             line.taken += size
             if line.paused and line.unread < MOST_UNREAD // 2:
-                self._post(lambda: self._regulate(line))
+                self._post(line, lambda: self._regulate(line))
 
     # ---- in the hub's thread ----
 
@@ -132,13 +143,17 @@ class Hub:
                     self._handle(key)
 
     def _handle(self, key: selectors.SelectorKey) -> None:
-        """One event. A defect in handling it costs the worker, not the thread that all of them need."""
         line, callback = key.data
-        try:
+        if line is None:
             callback()
+        else:
+            self._guarded(line, callback)
+
+    def _guarded(self, line: _Line, job: Callable[[], None]) -> None:
+        """Do it. A defect in that costs the worker, not the thread that all of them need."""
+        try:
+            job()
         except Exception:
-            if line is None:
-                raise
             _log.exception("rank %d is ended: what it sent could not be handled", line.process.rank)
             if line.channel.fileno() in self._selector.get_map():
                 self._selector.unregister(line.channel)
@@ -151,10 +166,11 @@ class Hub:
             self._selector.modify(line.channel, events, key.data)
 
     def _register(self, line: _Line) -> None:
-        for stream, fd in line.pipes():
+        for _, fd in line.pipes():
             os.set_blocking(fd, False)
-            self._watch_pipe(line, stream, fd)
         self._selector.register(line.process.pidfd, selectors.EVENT_READ, (line, lambda: self._exited(line)))
+        for stream, fd in line.pipes():
+            self._watch_pipe(line, stream, fd)
         self._selector.register(line.channel, selectors.EVENT_READ, (line, lambda: self._serve_channel(line)))
 
     def _regulate(self, line: _Line) -> None:
@@ -240,12 +256,10 @@ class Hub:
 
     # ---- from any thread ----
 
-    def _post(self, job: Callable[[], None]) -> None:
+    def _post(self, line: _Line, job: Callable[[], None]) -> None:
+        self.ensure_running()
         with self._lock:
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="nbsync-hub", daemon=True)
-                self._thread.start()
+            self._jobs.append((line, job))
         self._wake()
 
     def _wake(self) -> None:
@@ -256,5 +270,5 @@ class Hub:
         os.read(self._wake_out, 1 << 16)
         with self._lock:
             jobs, self._jobs = self._jobs, []
-        for job in jobs:
-            job()
+        for line, job in jobs:
+            self._guarded(line, job)

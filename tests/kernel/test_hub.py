@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
-import subprocess
+import select
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from nbsync import Session
+from nbsync.errors import StartError
+from nbsync.kernel import switchboard
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.wires import Wires
 from nbsync.kernel.hub import MOST_UNREAD, Exited, Hub
@@ -29,8 +34,8 @@ class Worker:
 
     def __init__(self, hub: Hub) -> None:
         self.wires = Wires.make()
-        self.child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-        self.process: Process = self.wires.process(0, self.child.pid)
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ, setpgroup=0)
+        self.process: Process = self.wires.process(0, pid)
         self.items: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         for _, fd in (self.wires.stdout, self.wires.stderr):
             os.set_blocking(fd, False)
@@ -56,14 +61,13 @@ class Worker:
         return self.items.get(timeout=LIMIT)
 
     def end(self) -> None:
-        self.child.kill()
+        self.process.kill()
         while not isinstance(self.next()[1], Exited):
             pass
         self.wires.close_worker_ends()
 
 
 def _is_writable(fd: int) -> bool:
-    import select
 
     return bool(select.select([], [fd], [], 0)[1])
 
@@ -128,10 +132,56 @@ def test_a_worker_that_ends_with_a_full_pipe(hub: Hub, worker: Worker) -> None:
     worker.write(out, fence(1, True))
     flood = worker.flood(out, 4 * MOST_UNREAD, lambda: "stdout" in line.paused)
     worker.write(worker.wires.stderr[1], fence(1, True))
-    worker.child.kill()
+    worker.process.kill()
     came = 0
     while (item := worker.next())[0] == "stdout":
         came += len(item[1])
     assert came == flood
     assert isinstance(item[1], Exited)
     worker.items.put(item)  # for the end
+
+
+def _no_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The system refuses a thread of this name once."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            monkeypatch.setattr(threading.Thread, "start", start)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_a_thread_that_was_refused_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start says what the system refused; the next one finds nothing wrong."""
+    monkeypatch.setattr(switchboard, "_hub", None)
+    _no_thread(monkeypatch, "nbsync-hub")
+    with pytest.raises(StartError, match="no thread for the workers: can't start new thread"):
+        Session(1)
+    with Session(1) as session:
+        assert session.call(lambda: "works") == ["works"]
+
+
+def test_a_job_that_fails_costs_its_worker_only(
+    hub: Hub, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the connections of a worker cannot be served, it is ended, and that is told; the others are served on."""
+    watch = hub._watch_pipe
+
+    def refuse(line: Any, stream: Any, fd: int) -> None:
+        if line.process is not worker.process:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        watch(line, stream, fd)
+
+    worker.write(worker.wires.stdout[1], b"before")
+    assert worker.next() == ("stdout", b"before")
+    monkeypatch.setattr(hub, "_watch_pipe", refuse)
+    other = Worker(hub)
+    kind, ended = other.next()
+    assert (kind, ended.pid) == ("message", other.process.pid)
+    other.wires.close_worker_ends()
+    worker.write(worker.wires.stdout[1], b"after")
+    assert worker.next() == ("stdout", b"after")
+    assert "rank 0 is ended" in caplog.text
