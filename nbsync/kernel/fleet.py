@@ -233,10 +233,10 @@ class Fleet:
                     self.traffic.send(rank, request)
                 conductor.conduct()
             finally:
-                printer.put_away()
-                self.traffic.close(run)
+                self.traffic.close(run)  # first: whatever else fails, the ranks answer to nobody any more
                 if run.exited:
                     self._watch()
+                printer.put_away()
         return run
 
     def _view(self, run: Run, request: Request, sink: Sink, note: str) -> LiveView | NoView:

@@ -479,6 +479,26 @@ def test_row_35_disk_is_full_for_the_log(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+_LOGS_STAY = """
+import errno, pathlib
+unlink = pathlib.Path.unlink
+def refuse(path, *args, **kwargs):
+    if path.suffix == ".log": raise OSError(errno.EROFS, "Read-only file system", str(path))
+    unlink(path, *args, **kwargs)
+pathlib.Path.unlink = refuse
+"""
+
+
+def test_row_35_log_cannot_be_removed(pair: Ranks) -> None:
+    """A log that has to stay where it is costs nothing: the cell ends well, and the next one runs."""
+    pair.notebook.run(_LOGS_STAY).ok()
+    try:
+        pair.run("print('x' * 300_000)").ok()
+        pair.assert_whole()
+    finally:
+        pair.notebook.run("pathlib.Path.unlink = unlink").ok()
+
+
 def test_row_33_flood_is_interrupted(pair: Ranks) -> None:
     """An interrupt ends a flood, and what was printed before the cell's end does not appear in the next one."""
     pair.interrupted("if rank == 1:\n    inject.flood_lines()", timeout=60).failed("KeyboardInterrupt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 import nbsync
 from nbsync import Session
+from nbsync.kernel.output.printer import Printer
 from notebooks import Belongings, Notebook, alive, family, find_process, poll
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -244,6 +246,19 @@ def test_status_and_busy_ranks(session: Session) -> None:
             session.interrupt()
             busy.join(0.5)
     assert isinstance(caught[0], KeyboardInterrupt | nbsync.WorkerError)
+    assert _works(session)
+
+
+def test_ranks_are_idle_whatever_fails_at_the_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be closed is an error of this run; the next one finds the ranks idle."""
+
+    def fail(printer: Printer) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Printer, "put_away", fail)
+        with pytest.raises(OSError, match="Stale"):
+            session.run_cell("pass")
     assert _works(session)
 
 
