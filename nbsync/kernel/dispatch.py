@@ -259,7 +259,8 @@ class Dispatch:
         except queue.Empty:
             pass
         finally:
-            del self._glances[ticket]
+            with self._lock:  # the hub's thread looks it up
+                del self._glances[ticket]
         return found
 
     def _route(self, rank: int, kind: str, what: Any) -> None:
