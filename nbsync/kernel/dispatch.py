@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbsync.errors import NoSession, RankBusy, WorkerDied, format_ranks, ranks_do
@@ -25,13 +25,17 @@ from nbsync.protocol.reports import Progress, Where
 class Dispatch:
     """The traffic of one world.
 
+    Args:
+        on_exit: called when a process has ended, in the hub's thread.
+
     Attributes:
         state: what is known of every rank.
         needs_heal: a rank's process group was cut, or the ranks are out of step; cleared by whoever heals.
         folder: where the ranks note what they run, "" when there is none.
     """
 
-    def __init__(self, backend: str, devices: Sequence[str] = ()) -> None:
+    def __init__(self, backend: str, devices: Sequence[str] = (), on_exit: Callable[[], None] = lambda: None) -> None:
+        self._on_exit = on_exit
         self.state = WorldState(backend, devices)
         self.needs_heal = False
         self.folder = ""
@@ -62,7 +66,8 @@ class Dispatch:
 
     def processes(self, ranks: Sequence[int] | None = None) -> list[Process]:
         """The processes of `ranks`, or all, that there are."""
-        return [process for rank, process in self._processes.items() if ranks is None or rank in ranks]
+        everyone = list(self._processes.values())  # another thread may add some
+        return [process for process in everyone if ranks is None or process.rank in ranks]
 
     def alive(self, processes: Sequence[Process]) -> list[Process]:
         """Those that have not ended."""
@@ -290,6 +295,8 @@ class Dispatch:
                 self._between.append((rank, kind, what))
             elif isinstance(what, Display | ClearOutput):  # there is nobody to show it
                 self.displayed(rank)
+        if isinstance(what, Exited):
+            self._on_exit()
 
 
 def _is_text(item: tuple[int, str, Any]) -> bool:

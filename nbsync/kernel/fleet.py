@@ -49,7 +49,7 @@ class Fleet:
         self.plan = plan
         self.size = plan.placement.world_size
         devices = [f"cuda:{rank}" if plan.placement.uses_gpu else "cpu" for rank in range(self.size)]
-        self.traffic = Dispatch(plan.placement.backend, devices)
+        self.traffic = Dispatch(plan.placement.backend, devices, self._watch)
         self.state = self.traffic.state
         self.common = Common()
         self.life = 0
@@ -138,8 +138,10 @@ class Fleet:
             self._logs = Logs(self._scratch.path)
 
     def _watch(self) -> None:
-        if self._guard is not None:
-            self._guard.watch(process.pid for process in self.traffic.alive(self.traffic.processes()))
+        """Let the guard end those that live, and only those: an ended one's number may come to be a stranger's."""
+        guard = self._guard  # another thread may dismiss it
+        if guard is not None:
+            guard.watch(process.pid for process in self.traffic.alive(self.traffic.processes()))
 
     def _bring_up(self, ranks: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the workers of `ranks` and wait until they are up; if forked ones hang, once more without a fork."""
@@ -192,7 +194,6 @@ class Fleet:
         deadline = time.monotonic() + KILL_LIMIT
         while alive(processes) and time.monotonic() < deadline:
             time.sleep(0.001)
-        self._watch()
 
     # ---- runs ----
 
@@ -234,8 +235,6 @@ class Fleet:
                 conductor.conduct()
             finally:
                 self.traffic.close(run)  # first: whatever else fails, the ranks answer to nobody any more
-                if run.exited:
-                    self._watch()
                 printer.put_away()
         return run
 

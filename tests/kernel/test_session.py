@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -295,6 +296,18 @@ def test_two_sessions_at_once(session: Session) -> None:
         assert results["two"] == pytest.approx([1.0] * 2)
         assert results["three"] == pytest.approx([1.0] * 3)
     assert _works(session)
+
+
+def test_an_idle_rank_that_ends_is_watched_no_more(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard ends nothing by a number that may be a stranger's by then."""
+    assert session._fleet._guard is not None
+    watched: list[list[int]] = []
+    monkeypatch.setattr(session._fleet._guard, "watch", lambda groups: watched.append(list(groups)))
+    first, second = (state.pid for state in session.status().ranks)
+    os.kill(second, signal.SIGKILL)
+    assert poll(lambda: watched, 20)
+    assert watched == [[first]]
+    session.restart(1)
 
 
 def test_dead_rank(session: Session) -> None:
