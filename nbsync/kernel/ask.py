@@ -9,7 +9,7 @@ from functools import partial
 from keyword import iskeyword
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerError
+from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerDied, WorkerError
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
@@ -143,7 +143,10 @@ def raise_for(fleet: Fleet, run: Run) -> None:
 
 
 def _mend(fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:
-    """Before and after each run: what does not succeed now is tried again before the next one."""
+    """Before and after each run: what does not succeed now is tried again before the next one.
+
+    Whatever comes of it, what the run has come to is not lost: also where another rank ends meanwhile.
+    """
     if not fleet.plan.init_group:
         return
     try:
@@ -151,5 +154,5 @@ def _mend(fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:
             fresh = refill(fleet, (), sink, notify)
             notify(f"{describe_ranks(fresh)} came back as a fresh copy of the notebook")
         heal(fleet, sink, notify)
-    except (RankBusy, StartError, NoSession) as error:
+    except (RankBusy, StartError, NoSession, WorkerDied) as error:
         notify(f"the world could not be made whole: {error}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbsync.errors import NoSession, RankBusy, WorkerDied
@@ -18,7 +19,7 @@ from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
-from nbsync.protocol.messages import Done, Interrupt, Peek
+from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Peek, Shown
 from nbsync.protocol.reports import Progress, Where
 from nbsync.protocol.words import format_ranks, ranks_do
 
@@ -26,13 +27,17 @@ from nbsync.protocol.words import format_ranks, ranks_do
 class Dispatch:
     """The traffic of one world.
 
+    Args:
+        on_exit: called when a process has ended, in the hub's thread.
+
     Attributes:
         state: what is known of every rank.
         needs_heal: a rank's process group was cut, or the ranks are out of step; cleared by whoever heals.
         folder: where the ranks note what they run, "" when there is none.
     """
 
-    def __init__(self, backend: str, devices: Sequence[str] = ()) -> None:
+    def __init__(self, backend: str, devices: Sequence[str] = (), on_exit: Callable[[], None] = lambda: None) -> None:
+        self._on_exit = on_exit
         self.state = WorldState(backend, devices)
         self.needs_heal = False
         self.folder = ""
@@ -63,7 +68,8 @@ class Dispatch:
 
     def processes(self, ranks: Sequence[int] | None = None) -> list[Process]:
         """The processes of `ranks`, or all, that there are."""
-        return [process for rank, process in self._processes.items() if ranks is None or rank in ranks]
+        everyone = list(self._processes.values())  # another thread may add some
+        return [process for process in everyone if ranks is None or process.rank in ranks]
 
     def alive(self, processes: Sequence[Process]) -> list[Process]:
         """Those that have not ended."""
@@ -106,14 +112,15 @@ class Dispatch:
         with self._lock:
             left = run.drain()
             self._between[:0] = [item for item in left if _is_text(item)]  # the next run shows it
-            for rank, kind, what in left:
-                if kind == "interrupt":  # the user has pressed it all the same
-                    run.interrupts += 1
-                elif isinstance(what, Done):
+            run.interrupts += run.takes_interrupt()  # the user has pressed it all the same
+            for rank, _, what in left:
+                if isinstance(what, Done):
                     run.done[rank] = what
                 elif isinstance(what, Exited):
                     run.note_exit(rank, what)
             run.abandoned = bool(run.pending)
+            for rank in run.pending:
+                self.displayed(rank, sys.maxsize)
             for rank in run.ranks:
                 if rank not in run.pending:
                     self._release(rank, run)
@@ -239,6 +246,10 @@ class Dispatch:
         if process is not None and size > of_elder:
             hub().acknowledge(process, size - of_elder)
 
+    def displayed(self, rank: int, count: int = 1) -> None:
+        """So much more of what `rank` has displayed was shown, or never will be: it may display more."""
+        self.send(rank, Shown(count))
+
     def peek(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, Where]:
         """Where the main threads of `ranks` are. A rank that does not answer in time is left out."""
         answers: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
@@ -258,7 +269,8 @@ class Dispatch:
         except queue.Empty:
             pass
         finally:
-            del self._glances[ticket]
+            with self._lock:  # the hub's thread looks it up
+                del self._glances[ticket]
         return found
 
     def _route(self, rank: int, kind: str, what: Any) -> None:
@@ -288,6 +300,10 @@ class Dispatch:
                 self._release(rank, run)
             elif kind != "message":
                 self._between.append((rank, kind, what))
+            elif isinstance(what, Display | ClearOutput):  # there is nobody to show it
+                self.displayed(rank)
+        if isinstance(what, Exited):
+            self._on_exit()
 
 
 def _is_text(item: tuple[int, str, Any]) -> bool:

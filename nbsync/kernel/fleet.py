@@ -49,7 +49,7 @@ class Fleet:
         self.plan = plan
         self.size = plan.placement.world_size
         devices = [f"cuda:{rank}" if plan.placement.uses_gpu else "cpu" for rank in range(self.size)]
-        self.traffic = Dispatch(plan.placement.backend, devices)
+        self.traffic = Dispatch(plan.placement.backend, devices, self._watch)
         self.state = self.traffic.state
         self.common = Common()
         self.life = 0
@@ -124,7 +124,11 @@ class Fleet:
             self._rendezvous.close()
 
     def _take_precautions(self) -> None:
-        """Have a guard over the workers and their folder, before there are any."""
+        """Have whatever serves the workers, and a guard over them and their folder, before there are any."""
+        try:
+            hub().ensure_running()
+        except RuntimeError as error:
+            raise StartError(f"no thread for the workers: {error}. Raise the limit (ulimit -u)") from error
         try:
             self._guard = Guard(self._scratch.path, aftermath.note())
         except OSError as error:
@@ -134,8 +138,10 @@ class Fleet:
             self._logs = Logs(self._scratch.path)
 
     def _watch(self) -> None:
-        if self._guard is not None:
-            self._guard.watch(process.pid for process in self.traffic.alive(self.traffic.processes()))
+        """Let the guard end those that live, and only those: an ended one's number may come to be a stranger's."""
+        guard = self._guard  # another thread may dismiss it
+        if guard is not None:
+            guard.watch(process.pid for process in self.traffic.alive(self.traffic.processes()))
 
     def _bring_up(self, ranks: Sequence[int], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the workers of `ranks` and wait until they are up; if forked ones hang, once more without a fork."""
@@ -188,7 +194,6 @@ class Fleet:
         deadline = time.monotonic() + KILL_LIMIT
         while alive(processes) and time.monotonic() < deadline:
             time.sleep(0.001)
-        self._watch()
 
     # ---- runs ----
 
@@ -229,10 +234,8 @@ class Fleet:
                     self.traffic.send(rank, request)
                 conductor.conduct()
             finally:
+                self.traffic.close(run)  # first: whatever else fails, the ranks answer to nobody any more
                 printer.put_away()
-                self.traffic.close(run)
-                if run.ends:
-                    self._watch()
         return run
 
     def _view(self, run: Run, request: Request, sink: Sink, note: str) -> LiveView | NoView:

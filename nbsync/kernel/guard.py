@@ -45,10 +45,10 @@ class Guard:
 
     def watch(self, groups: Iterable[int]) -> None:
         """From now on these, and only these, process groups end with the kernel. After the dismissal, nothing."""
-        line = " ".join(f"-{group}" for group in groups).encode() + b"\n"
         with self._lock:
             if self._input < 0:
                 return
+            line = " ".join(f"-{group}" for group in groups).encode() + b"\n"  # here: whoever comes last knows most
             try:
                 os.write(self._input, line)
             except BrokenPipeError:

@@ -21,7 +21,7 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 _log = logging.getLogger(__name__)
 
 NOTICEABLE = 32 << 20  # bytes of a message whose way takes a noticeable time
-MOST_UNREAD = 8 << 20  # bytes of one rank's output
+MOST_UNREAD = 8 << 20  # bytes of one rank's output, and those of one of its pipes that wait at a fence
 _READ = 1 << 16
 _READS_AT_ONCE = 16  # then the other workers have their turn
 
@@ -48,11 +48,22 @@ class _Line:
     sequencer: Sequencer = field(default_factory=Sequencer)
     received: int = 0  # bytes of output passed on, counted by the hub
     taken: int = 0  # bytes that were taken in, counted by whoever shows them
-    paused: bool = False
+    paused: set[StreamName] = field(default_factory=set)  # the pipes that are not read
 
     @property
     def unread(self) -> int:
         return self.received - self.taken
+
+    def is_full(self, stream: StreamName) -> bool:
+        """Whether no more of a pipe is to be read now.
+
+        One that waits at a fence must not keep the other one, which has yet to come there, from being read.
+        """
+        most = MOST_UNREAD // 2 if stream in self.paused else MOST_UNREAD
+        return self.unread > most or self.sequencer.held(stream) > most
+
+    def pipes(self) -> list[tuple[StreamName, int]]:
+        return [("stdout", self.process.stdout), ("stderr", self.process.stderr)]
 
     def sources(self) -> list[int]:
         """stdout, stderr, the process, the channel."""
@@ -67,15 +78,26 @@ class Hub:
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_out, selectors.EVENT_READ, (None, self._drain_wakes))
         self._lines: dict[Process, _Line] = {}
-        self._jobs: list[Callable[[], None]] = []
+        self._jobs: list[tuple[_Line, Callable[[], None]]] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def ensure_running(self) -> None:
+        """Have a thread that serves.
+
+        Raises:
+            RuntimeError: the system gives no more of them.
+        """
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._serve, name="nbsync-hub", daemon=True)
+                self._thread.start()
 
     def attach(self, process: Process, handler: Handler) -> None:
         """Serve `process` from now on. `handler` is called in the hub's thread."""
         line = _Line(process, Channel(process.channel, self._wake), handler)
         self._lines[process] = line
-        self._post(lambda: self._register(line))
+        self._post(line, lambda: self._register(line))
 
     def send(self, process: Process, message: Any) -> None:
         """Send a message. Never blocks; to a worker that has ended it does nothing."""
@@ -108,7 +130,7 @@ class Hub:
         if line is not None:
             line.taken += size
             if line.paused and line.unread < MOST_UNREAD // 2:
-                self._post(lambda: self._set_paused(line, False))
+                self._post(line, lambda: self._regulate(line))
 
     # ---- in the hub's thread ----
 
@@ -121,13 +143,17 @@ class Hub:
                     self._handle(key)
 
     def _handle(self, key: selectors.SelectorKey) -> None:
-        """One event. A defect in handling it costs the worker, not the thread that all of them need."""
         line, callback = key.data
-        try:
+        if line is None:
             callback()
+        else:
+            self._guarded(line, callback)
+
+    def _guarded(self, line: _Line, job: Callable[[], None]) -> None:
+        """Do it. A defect in that costs the worker, not the thread that all of them need."""
+        try:
+            job()
         except Exception:
-            if line is None:
-                raise
             _log.exception("rank %d is ended: what it sent could not be handled", line.process.rank)
             if line.channel.fileno() in self._selector.get_map():
                 self._selector.unregister(line.channel)
@@ -140,29 +166,35 @@ class Hub:
             self._selector.modify(line.channel, events, key.data)
 
     def _register(self, line: _Line) -> None:
-        for stream in ("stdout", "stderr"):
-            os.set_blocking(getattr(line.process, stream), False)
-        self._watch_pipes(line)
+        for _, fd in line.pipes():
+            os.set_blocking(fd, False)
         self._selector.register(line.process.pidfd, selectors.EVENT_READ, (line, lambda: self._exited(line)))
+        for stream, fd in line.pipes():
+            self._watch_pipe(line, stream, fd)
         self._selector.register(line.channel, selectors.EVENT_READ, (line, lambda: self._serve_channel(line)))
 
-    def _set_paused(self, line: _Line, paused: bool) -> None:
-        if line.process not in self._lines or line.paused == paused:
+    def _regulate(self, line: _Line) -> None:
+        """Read the pipes that are not full, and no others."""
+        if line.process not in self._lines:
             return
-        line.paused = paused
-        if not paused:
-            self._watch_pipes(line)
-            return
-        for fd in line.sources()[:2]:
-            if fd in self._selector.get_map():
-                self._selector.unregister(fd)
+        for stream, fd in line.pipes():
+            is_full = line.is_full(stream)
+            if is_full and stream not in line.paused:
+                line.paused.add(stream)
+                if fd in self._selector.get_map():
+                    self._selector.unregister(fd)
+            elif not is_full and stream in line.paused:
+                line.paused.remove(stream)
+                self._watch_pipe(line, stream, fd)
 
-    def _watch_pipes(self, line: _Line) -> None:
-        streams: tuple[StreamName, StreamName] = ("stdout", "stderr")
-        for stream, fd in zip(streams, line.sources(), strict=False):
-            self._selector.register(fd, selectors.EVENT_READ, (line, partial(self._read, line, stream, fd)))
+    def _watch_pipe(self, line: _Line, stream: StreamName, fd: int) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, (line, partial(self._serve_pipe, line, stream, fd)))
 
-    def _read(self, line: _Line, stream: StreamName, fd: int, most: int = _READS_AT_ONCE) -> None:
+    def _serve_pipe(self, line: _Line, stream: StreamName, fd: int) -> None:
+        self._read(line, stream, fd, _READS_AT_ONCE)
+        self._regulate(line)
+
+    def _read(self, line: _Line, stream: StreamName, fd: int, most: int) -> None:
         for _ in range(most):
             try:
                 data = os.read(fd, _READ)
@@ -173,8 +205,6 @@ class Hub:
                     self._selector.unregister(fd)
                 return
             self._pass_on(line, line.sequencer.feed_bytes(stream, data))
-        if line.unread > MOST_UNREAD:
-            self._set_paused(line, True)
 
     def _pass_on(self, line: _Line, items: Iterable[Item]) -> None:
         for kind, what in items:
@@ -187,6 +217,7 @@ class Hub:
             line.channel.transmit()
             for message in line.channel.receive():
                 self._deliver(line, message)
+            self._regulate(line)
         except ChannelClosed:  # its exit is still to come
             if line.channel.fileno() in self._selector.get_map():
                 self._selector.unregister(line.channel)
@@ -207,8 +238,8 @@ class Hub:
         for fd in line.sources():
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
-        self._read(line, "stdout", line.process.stdout, most=1 << 20)
-        self._read(line, "stderr", line.process.stderr, most=1 << 20)
+        for stream, fd in line.pipes():
+            self._read(line, stream, fd, most=1 << 20)
         try:
             for message in line.channel.receive_rest():
                 self._deliver(line, message)
@@ -225,12 +256,10 @@ class Hub:
 
     # ---- from any thread ----
 
-    def _post(self, job: Callable[[], None]) -> None:
+    def _post(self, line: _Line, job: Callable[[], None]) -> None:
+        self.ensure_running()
         with self._lock:
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="nbsync-hub", daemon=True)
-                self._thread.start()
+            self._jobs.append((line, job))
         self._wake()
 
     def _wake(self) -> None:
@@ -241,5 +270,5 @@ class Hub:
         os.read(self._wake_out, 1 << 16)
         with self._lock:
             jobs, self._jobs = self._jobs, []
-        for job in jobs:
-            job()
+        for line, job in jobs:
+            self._guarded(line, job)

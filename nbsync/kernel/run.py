@@ -30,7 +30,7 @@ from nbsync.protocol.words import describe_ranks, format_ranks
 
 Inbox = queue.SimpleQueue[tuple[int, str, Any]]
 
-_INTERRUPT = (-1, "interrupt", None)
+_WAKE_UP = (-1, "wake-up", None)
 ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
 
 
@@ -42,6 +42,8 @@ class Traffic(Protocol):
     def signal(self, rank: int, number: int) -> None: ...
 
     def shown(self, rank: int, size: int) -> None: ...
+
+    def displayed(self, rank: int) -> None: ...
 
     def moving(self, rank: int) -> Moving | None: ...
 
@@ -76,10 +78,19 @@ class Run:
     interrupts: int = 0
     timed_out: tuple[int, ...] = ()
     abandoned: bool = False
+    _is_asked: bool = False
 
     def interrupt(self) -> None:
         """Ask for the run's interruption, from any thread or a signal handler."""
-        self.inbox.put(_INTERRUPT)
+        self._is_asked = True  # no item: it would have to wait for all that has come before it
+        self.inbox.put(_WAKE_UP)
+
+    def takes_interrupt(self) -> bool:
+        """Whether its interruption was asked for since the last look."""
+        was_asked = self._is_asked
+        if was_asked:  # else one that comes in this moment would be forgotten
+            self._is_asked = False
+        return was_asked
 
     def drain(self) -> list[tuple[int, str, Any]]:
         """What nobody has taken in yet."""
@@ -158,6 +169,7 @@ class Conductor:
         self._headroom = Headroom(traffic.pid, notify)
         self._handling = Handling(lambda rank: traffic.statement(rank, run), notify)
         self._insistence = Insistence(traffic.signal, traffic.pid, self._lookout.last_line, notify)
+        printer.on_display = self._displayed
 
     def conduct(self) -> None:
         """Return when every rank has answered or ended, or when the user has given up on those that do not."""
@@ -168,9 +180,8 @@ class Conductor:
 
     def _step(self) -> None:
         for rank, kind, what in self._receive():
+            self._heed_interrupt()
             match kind:
-                case "interrupt":
-                    self._interrupt()
                 case "message":
                     self._take(rank, what)
                 case "stdout" | "stderr":
@@ -253,6 +264,15 @@ class Conductor:
             self._limit.fail(time.monotonic())
         self._released = True
         self._order(Release(self._run.number, dead))
+
+    def _displayed(self, rank: int) -> None:
+        """A display of `rank` was shown. To show all that are there takes long: nothing waits for the end of that."""
+        self._traffic.displayed(rank)
+        self._heed_interrupt()
+
+    def _heed_interrupt(self) -> None:
+        if self._run.takes_interrupt():
+            self._interrupt()
 
     def _interrupt(self) -> None:
         """The first asks; the second asks again those that swallowed it; the third gives up on them."""

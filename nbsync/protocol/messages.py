@@ -114,6 +114,13 @@ class Peek:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """So many more of what the rank has displayed or cleared were shown, or never will be: as many others may come."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class Begin:
     """All workers are forked: join. Until then none may make a thread of the kernel hold a lock at a fork."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from nbsync.protocol.cells import describe_file
 from nbsync.protocol.channel import Channel, ChannelClosed
-from nbsync.protocol.messages import Interrupt, Peek, Release
+from nbsync.protocol.messages import Interrupt, Peek, Release, Shown
 from nbsync.protocol.reports import ASYNCHRONOUS, Where
 from nbsync.protocol.userlines import is_users
 from nbsync.worker.feed import Feed
@@ -33,6 +33,7 @@ from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
+from nbsync.worker.pace import Pace
 from nbsync.worker.places import collective_in, is_alone, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -48,6 +49,7 @@ class Attendant:
     Attributes:
         inbox: the requests for the main thread, in order.
         memory: tells what this process holds.
+        pace: how fast the user's code may display.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Attendant:
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch, self._feed = watch, feed
         self.memory = MemoryGauge()
+        self.pace = Pace()
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -132,7 +135,10 @@ class Attendant:
                     self._stillness.begin(run, now)
             case Peek(ticket, with_stack):
                 self._channel.send(self._where(ticket, with_stack))
+            case Shown(count):
+                self.pace.shown(count)
             case request:
+                self.pace.begin()
                 self.inbox.put(request)
 
     def _enforce(self) -> None:

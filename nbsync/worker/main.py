@@ -140,7 +140,7 @@ class Worker:
         self.attendant.start()
         self.recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
         self.recorder.install()
-        self.shell = WorkerShell(self._post, self._on_error, self.recorder.note)
+        self.shell = WorkerShell(self._post, self.attendant.pace, self._on_error, self.recorder.note)
         self._caught, self._follows = 0.0, False  # when the error at hand was, and whether it follows from another's
 
     def serve(self) -> NoReturn:

@@ -26,6 +26,7 @@ from nbsync.errors import CollectiveMismatch, OperationCutOff, UsageError
 from nbsync.protocol.messages import ClearOutput, Display, Source
 from nbsync.worker.displays import Bundle, Hook, Publisher, plain, presentable
 from nbsync.worker.failure import follows_from_others
+from nbsync.worker.pace import Pace
 from nbsync.worker.tracebacks import note_modules, without_own
 
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
@@ -46,6 +47,7 @@ class WorkerShell:
 
     Args:
         post: sends a message in its place among the output; it is given what makes the message from its number.
+        pace: how fast may be displayed.
         on_error: told of an exception that ended a cell; returns whether its traceback is of no interest.
         on_statement: told of the code of each statement of a cell, before it runs.
     """
@@ -53,10 +55,11 @@ class WorkerShell:
     def __init__(
         self,
         post: Callable[[Callable[[int], Any]], None],
+        pace: Pace,
         on_error: Callable[[BaseException], bool],
         on_statement: Callable[[CodeType], None],
     ) -> None:
-        self._post, self._on_error = post, on_error
+        self._post, self._pace, self._on_error = post, pace, on_error
         self.shell: Any = _inherited_shell()
         self._hook = Hook(self.shell, self._show)
         self._traceback: list[str] = []
@@ -197,9 +200,11 @@ class WorkerShell:
     ) -> None:
         shown, about = presentable(data), plain(metadata or {})
         if shown:
+            self._pace.keep(shown)
             self._post(lambda fence: Display(fence, shown, about, display_id, update))
 
     def _clear(self, wait: bool) -> None:
+        self._pace.keep({})
         self._post(lambda fence: ClearOutput(fence, wait))
 
 

@@ -141,6 +141,32 @@ def test_row_06_refill_brings_it_back_by_itself(pair: Ranks) -> None:
     pair.notebook.run("%nbsync stop\n%nbsync start -n 2", GUARD).ok()
 
 
+_ANOTHER_DIES = """
+import os, signal, time, nbsync
+fleet = nbsync.session()._fleet
+refill = fleet.refill
+def refill_badly(ranks, mend):
+    def die_and_mend(life):
+        fleet.refill = refill
+        os.kill(fleet.traffic.pid(0), signal.SIGKILL)
+        while 0 not in nbsync.session().dead_ranks: time.sleep(0.001)
+        mend(life)
+    refill(ranks, die_and_mend)
+fleet.refill = refill_badly
+"""
+
+
+def test_row_06_another_dies_during_the_refill(pair: Ranks) -> None:
+    """The error is that of the cell; that the other one died too is told, and the next cell has both again."""
+    pair.notebook.run("%nbsync stop\n%nbsync start -n 2 --refill", GUARD).ok()
+    pair.notebook.run(_ANOTHER_DIES).ok()
+    outcome = pair.run("import os\nif rank == 1: os.kill(os.getpid(), 9)\nprint('here')")
+    assert outcome.failed("WorkerDied").evalue.startswith("rank 1: the process was ended by SIGKILL")
+    assert "the world could not be made whole: rank 0: is not running" in outcome.stderr
+    pair.assert_next()
+    pair.notebook.run("%nbsync stop\n%nbsync start -n 2", GUARD).ok()
+
+
 @pytest.mark.parametrize("fault", ["inject.abort('row seven: assertion failed')", "inject.kill(signal.SIGABRT)"])
 def test_row_07_abort(pair: Ranks, fault: str) -> None:
     """SIGABRT is told like any signal, with what C++ wrote before."""

@@ -479,11 +479,66 @@ def test_row_35_disk_is_full_for_the_log(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+_LOGS_STAY = """
+import errno, pathlib
+unlink = pathlib.Path.unlink
+def refuse(path, *args, **kwargs):
+    if path.suffix == ".log": raise OSError(errno.EROFS, "Read-only file system", str(path))
+    unlink(path, *args, **kwargs)
+pathlib.Path.unlink = refuse
+"""
+
+
+def test_row_35_log_cannot_be_removed(pair: Ranks) -> None:
+    """A log that has to stay where it is costs nothing: the cell ends well, and the next one runs."""
+    pair.notebook.run(_LOGS_STAY).ok()
+    try:
+        pair.run("print('x' * 300_000)").ok()
+        pair.assert_whole()
+    finally:
+        pair.notebook.run("pathlib.Path.unlink = unlink").ok()
+
+
 def test_row_33_flood_is_interrupted(pair: Ranks) -> None:
     """An interrupt ends a flood, and what was printed before the cell's end does not appear in the next one."""
     pair.interrupted("if rank == 1:\n    inject.flood_lines()", timeout=60).failed("KeyboardInterrupt")
     assert pair.run("print('after')").ok().stdout == "[0-1] after\n"
     pair.assert_whole()
+
+
+def test_row_33_displays_are_interrupted(pair: Ranks) -> None:
+    """An interrupt ends a flood of displays; they come in order, and the kernel's memory stays what it was."""
+    pair.notebook.run("with open('/proc/self/clear_refs', 'w') as f: f.write('5')").ok()
+    before = _resident(pair.notebook.pid)
+    shown = '{"text/plain": f"{rank} {made}", "image/png": "x" * 200_000}'
+    pair.begin(
+        f"from IPython.display import display\nmade = 0\nwhile True:\n    made += 1\n    display({shown}, raw=True)"
+    )
+    pair.notebook.wait_for(lambda outcome: len(outcome.displays) > 500, GUARD)
+    pair.notebook.interrupt()
+    outcome = pair.notebook.wait(GUARD)
+    outcome.failed("KeyboardInterrupt")
+    assert _peak(pair.notebook.pid) - before < 128 * MEGABYTE
+    numbers = [re.findall(rf"^\[{rank}\] {rank} (\d+)$", "\n".join(outcome.texts), re.M) for rank in pair.everyone]
+    for mine in numbers:
+        assert mine[:100] == [str(number) for number in range(1, 101)]
+        assert mine == sorted(mine, key=int)
+    pair.assert_whole()
+
+
+def test_row_33_displays_go_on_for_ever(pair: Ranks) -> None:
+    """In a flood of displays too the third interrupt gives up on ranks that ignore them all."""
+    pair.begin(
+        "from IPython.display import display\nwhile True:\n    try: display({'text/plain': 'x'}, raw=True)\n"
+        "    except KeyboardInterrupt: pass"
+    )
+    for _ in range(3):
+        pair.notebook.interrupt()
+        time.sleep(LATER)
+    error = pair.notebook.wait(GUARD).failed("KeyboardInterrupt")
+    assert "ranks 0-1" in error.traceback
+    pair.notebook.run("%nbsync restart").ok()
+    pair.assert_next()
 
 
 def test_row_33_bad_bytes_without_newline(pair: Ranks) -> None:

@@ -122,6 +122,30 @@ def test_two_that_peek_get_their_own_answers(hub: Hub, _: int) -> None:
     traffic._route(0, "message", Where(-1, 1, "too late", None))
 
 
+def test_an_answer_in_the_moment_when_nobody_waits_any_more(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It harms nobody: in the hub's thread an error would cost the rank."""
+    traffic = Dispatch("gloo")
+    started(traffic, 0, 100)
+    may_end = threading.Event()
+    monkeypatch.setattr(hub, "send", lambda process, message: may_end.wait(20.0))
+    peeking = threading.Thread(target=traffic.peek, args=([0], 0.0))
+
+    class Glances(dict[int, Any]):
+        def __contains__(self, ticket: object) -> bool:
+            found = super().__contains__(ticket)
+            may_end.set()
+            peeking.join(0.2)  # it cannot end now
+            return found
+
+    glances = traffic._glances = Glances()
+    peeking.start()
+    while not glances.keys():
+        threading.Event().wait(0.001)
+    traffic._route(0, "message", Where(-1, 1, "too late", None))
+    peeking.join(20.0)
+    assert not glances.keys()
+
+
 def test_the_looks_of_a_run_pass_over_a_closed_session(hub: Hub) -> None:
     traffic = Dispatch("gloo")
     started(traffic, 0, 100)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ import torch.distributed as dist
 
 import nbsync
 from nbsync import Session
+from nbsync.kernel.output.printer import Printer
 from notebooks import Belongings, Notebook, alive, family, find_process, poll
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -264,6 +267,19 @@ def test_status_and_busy_ranks(session: Session) -> None:
     assert _works(session)
 
 
+def test_ranks_are_idle_whatever_fails_at_the_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be closed is an error of this run; the next one finds the ranks idle."""
+
+    def fail(printer: Printer) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Printer, "put_away", fail)
+        with pytest.raises(OSError, match="Stale"):
+            session.run_cell("pass")
+    assert _works(session)
+
+
 def test_restart(session: Session) -> None:
     """Restart gives new processes, without the old ones' variables."""
     session.push({"old": 1})
@@ -297,6 +313,18 @@ def test_two_sessions_at_once(session: Session) -> None:
         assert results["two"] == pytest.approx([1.0] * 2)
         assert results["three"] == pytest.approx([1.0] * 3)
     assert _works(session)
+
+
+def test_an_idle_rank_that_ends_is_watched_no_more(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard ends nothing by a number that may be a stranger's by then."""
+    assert session._fleet._guard is not None
+    watched: list[list[int]] = []
+    monkeypatch.setattr(session._fleet._guard, "watch", lambda groups: watched.append(list(groups)))
+    first, second = (state.pid for state in session.status().ranks)
+    os.kill(second, signal.SIGKILL)
+    assert poll(lambda: watched, 20)
+    assert watched == [[first]]
+    session.restart(1)
 
 
 def test_dead_rank(session: Session) -> None:

@@ -55,8 +55,13 @@ class Logs:
         """The user was told of this one."""
         self._kept.append(path)
         for old in self._kept[:-_MOST_KEPT]:
-            old.unlink(missing_ok=True)
+            _remove(old)
         del self._kept[:-_MOST_KEPT]
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # only tidiness: it goes with the session's folder
+        path.unlink()
 
 
 class Log:
@@ -103,7 +108,7 @@ class Log:
             if self.is_kept:
                 self._logs.keep(self.path)
             else:
-                self.path.unlink(missing_ok=True)
+                _remove(self.path)
 
     def _guarded(self, job: Callable[[], None]) -> None:
         try:

@@ -57,6 +57,9 @@ class Printer:
         label: what stands before a line of the given ranks.
         fold: show equal output of several ranks once.
         logs: where the whole of a flood goes.
+
+    Attributes:
+        on_display: told of the rank of each display, or clearing, that was shown or will not be.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Printer:
     ) -> None:
         self._ranks = tuple(ranks)
         self._sink, self._label = sink, label
+        self.on_display: Callable[[int], None] = lambda rank: None
         self._folder = Folder(self._ranks, hold=0.1 if fold else 0.0)
         self._fold = fold
         self._gate = Gate(logs if sink.is_limited else None, partial(tell, sink))
@@ -100,6 +104,8 @@ class Printer:
         """Only the first rank of the run clears, or the ranks would wipe out each other's output."""
         if rank == self._ranks[0]:
             self._add(rank, ("clear", object()), clear, now)
+        else:
+            self.on_display(rank)
 
     def crash_stack(self, rank: int) -> list[str]:
         """The lines of the stack that Python wrote to the stderr of `rank` when it crashed, innermost first."""
@@ -255,6 +261,10 @@ class Printer:
                 self._sink.clear(wait)
                 self._live = (self._live[0], [])  # what is unfinished shows anew
                 self._live_may_change = True
+            case _:
+                return
+        for rank in ranks:
+            self.on_display(rank)
 
     def _show_live(self, now: float) -> None:
         shown_at, shown = self._live

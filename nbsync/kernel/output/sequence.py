@@ -67,7 +67,11 @@ class Sequencer:
     @property
     def pending(self) -> int:
         """How many bytes are held back."""
-        return sum(len(pipe.held) for pipe in self._pipes.values())
+        return sum(map(self.held, self._pipes))
+
+    def held(self, stream: StreamName) -> int:
+        """How many of them are of this pipe. More than a few are behind a fence that it stands at."""
+        return len(self._pipes[stream].held)
 
     def feed_bytes(self, stream: StreamName, data: bytes) -> list[Item]:
         """Take what was read from a pipe; return what may be shown now."""
