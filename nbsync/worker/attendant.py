@@ -56,7 +56,7 @@ class Attendant:
         self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper, watch: CollectiveWatch, feed: Feed
     ) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.released: Release | None = None
+        self._released: Release | None = None
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch, self._feed = watch, feed
         self.memory = MemoryGauge()
@@ -70,6 +70,7 @@ class Attendant:
         self._release_at = 0.0
         self._stillness = Stillness(groups)
         self._idle = threading.Event()
+        self._thread: int | None = None
         self._pid = os.getpid()
 
     def start(self) -> None:
@@ -89,7 +90,13 @@ class Attendant:
         with suppress(BlockingIOError):  # enough wake-ups are waiting already
             os.write(self._wake_in, b"\0")
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the helper thread: the garbage collector may run the user's code in it."""
+        return threading.get_ident() == self._thread
+
     def _serve(self) -> None:
+        self._thread = threading.get_ident()
         try:
             while True:
                 self._turn()
@@ -131,7 +138,7 @@ class Attendant:
             case Release(run):
                 if run > self._interrupts.over:  # it may not have begun yet
                     now = time.monotonic()
-                    self.released, self._release_at = message, now + RELEASE_GRACE
+                    self._released, self._release_at = message, now + RELEASE_GRACE
                     self._stillness.begin(run, now)
             case Peek(ticket, with_stack):
                 self._channel.send(self._where(ticket, with_stack))
@@ -153,7 +160,7 @@ class Attendant:
         if not self._is_enforcing:
             return
         self._groups.wake_stranded()
-        release = self.released if self.was_released(run) else None
+        release = self._released if self.was_released(run) else None
         is_in_vain = release is not None and self._waits_for(release.dead)
         if not (is_in_vain or self._stillness.is_so(now)):
             return
@@ -186,7 +193,7 @@ class Attendant:
 
     def was_released(self, run: int | None) -> bool:
         """Whether this rank was told that `run` has failed elsewhere."""
-        return self.released is not None and self.released.run == run
+        return self._released is not None and self._released.run == run
 
     def has_failed_elsewhere(self) -> bool:
         """Whether the run at work has: its collectives can end no more, and others wait for its end."""
@@ -195,7 +202,7 @@ class Attendant:
     @property
     def _is_enforcing(self) -> bool:
         run, over = self._interrupts.run, self._interrupts.over
-        is_released = self.released is not None and self.released.run > over
+        is_released = self._released is not None and self._released.run > over
         has_to_end = run is not None and (run == self._interrupted or self._groups.uncaught.count > 0)
         return is_released or has_to_end
 

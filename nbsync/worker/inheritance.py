@@ -11,6 +11,14 @@ from torch.distributed import distributed_c10d as c10d
 _kept: list[Any] = []
 
 
+def forget_inherited_fork_server() -> None:
+    """That of multiprocessing is the notebook's child: nobody else can wait for what it starts."""
+    known: Any = sys.modules.get("multiprocessing.forkserver")
+    if known is not None:
+        server = known._forkserver
+        server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+
+
 def forget_inherited_worlds() -> None:
     """Forget a world that was made in the notebook: a process group of one, or Accelerate's state.
 

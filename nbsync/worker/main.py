@@ -17,7 +17,6 @@ import torch.distributed as dist
 from nbsync.errors import NbsyncError
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.given_up import GivenUp
-from nbsync.protocol.idents import identify_alike
 from nbsync.protocol.messages import (
     Alive,
     Begin,
@@ -25,20 +24,16 @@ from nbsync.protocol.messages import (
     Failure,
     Heal,
     Payload,
-    Pull,
-    Push,
     Raised,
     Ready,
     Request,
-    RunCall,
-    RunCell,
     Stop,
     Work,
 )
-from nbsync.protocol.serial import Common, pack, set_common, unpack
+from nbsync.protocol.serial import Common, set_common
 from nbsync.protocol.spec import COMPILER, STACK_SIGNAL, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
-from nbsync.worker import process, shell
+from nbsync.worker import performer, process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
@@ -51,7 +46,7 @@ from nbsync.worker.groups.standing import look_after_groups
 from nbsync.worker.groups.storestarts import StoreStarts
 from nbsync.worker.groups.storewaits import StoreWaits
 from nbsync.worker.groups.watch import CollectiveWatch
-from nbsync.worker.inheritance import forget_inherited_worlds
+from nbsync.worker.inheritance import forget_inherited_fork_server, forget_inherited_worlds
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.leaving import finish, forget_inherited_exits
 from nbsync.worker.libraries.accelerate import see_cpu_worlds
@@ -60,6 +55,7 @@ from nbsync.worker.libraries.imports import import_whole
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
 from nbsync.worker.pages import share_pages
+from nbsync.worker.performer import Performer
 from nbsync.worker.recorder import Recorder
 from nbsync.worker.seeds import seed_rank
 from nbsync.worker.shell import CellOutcome, WorkerShell
@@ -68,7 +64,8 @@ from nbsync.worker.streams import Streams
 from nbsync.worker.threads import bind_near_gpu, look_for_pools, use_threads
 from nbsync.worker.tracebacks import load_tracebacks
 
-_OURS = tuple(str(module.__file__) for module in (sys.modules[__name__], process, shell))  # above the user's lines
+_ABOVE_USERS = (sys.modules[__name__], performer, process, shell)
+_OURS = tuple(str(module.__file__) for module in _ABOVE_USERS)
 
 
 def before_forks() -> None:
@@ -124,7 +121,6 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec, ends: Endpoints, inherited: Call | None) -> None:
         self.spec = spec
-        self.inherited = inherited
         self.interrupts = Interrupts()
         self.interrupts.install()
         self.streams = Streams(ends.stdout, ends.stderr, self.interrupts.shield)
@@ -141,6 +137,7 @@ class Worker:
         self.recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
         self.recorder.install()
         self.shell = WorkerShell(self._post, self.attendant.pace, self._on_error, self.recorder.note)
+        self.performer = Performer(spec, inherited, self.shell, self.recorder, self.groups, self.watch)
         self._caught, self._follows = 0.0, False  # when the error at hand was, and whether it follows from another's
 
     def serve(self) -> NoReturn:
@@ -177,9 +174,12 @@ class Worker:
     def _settle(self) -> None:
         """What needs neither the others nor the kernel, and so is done while others are still forked."""
         forget_inherited_worlds()
+        forget_inherited_fork_server()
         if "nccl" not in self.spec.backend:
             see_cpu_worlds()
-        end_cut_loaders_at_once(lambda: self.interrupts.is_in_effect or self.groups.is_healing)
+        end_cut_loaders_at_once(
+            lambda: self.interrupts.is_in_effect or self.groups.is_healing or self.attendant.is_here
+        )
         import_whole(COMPILER, self.interrupts.put_off)
         leave_the_prompt()
         self.groups.install()
@@ -228,9 +228,8 @@ class Worker:
                 failure = self._describe(outcome, run)  # inside, since it runs the user's __str__ and __reduce__
             finally:
                 self.interrupts.run, self.interrupts.over = None, run
-        except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
-            rendered = () if self._on_error(error, run) else self.shell.render(error, _OURS)
-            outcome, value = CellOutcome(error=error, traceback=rendered), None
+        except BaseException as error:  # an interrupt: before anything was done, or while the error was described
+            outcome, value = self._failed(error, run), None
             failure = self._describe(outcome, run)
         if not isinstance(request, Heal):
             self.groups.end_run(well=failure is None and not self.interrupts.was_asked(run))
@@ -254,45 +253,14 @@ class Worker:
             give_back()
 
     def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
-        match request:
-            case RunCell(run, code, count):
-                return self._run(run, lambda: self.shell.run_cell(code, count)), None
-            case RunCall(run, call, sources):
-                self.shell.learn(sources)
-                function, args, kwargs = self._callable(call)
-                value = self._run(run, lambda: process.call_as_program(function, args, kwargs))
-                with self.recorder.pickling("what the call returned", [value]):
-                    return CellOutcome(), pack(value)
-            case Push(_, values, sources):
-                self.shell.learn(sources)
-                with self.recorder.handling("unpickled what was pushed"):
-                    arrived = unpack(values)
-                self.shell.namespace.update(arrived)
-                return CellOutcome(), None
-            case Pull(_, names):
-                wanted = [self.shell.look_up(name) for name in names]
-                with self.recorder.pickling(", ".join(names), wanted):
-                    return CellOutcome(), pack(wanted, named=dict(zip(names, wanted, strict=True)))
-            case Heal(_, life):
-                self.watch.forget()
-                share_pages(self.spec, self.watch, life)
-                return CellOutcome(), pack(self.groups.heal(life))
-        raise NbsyncError(f"unknown request {type(request).__name__}")
-
-    def _run(self, run: int, run_users: Callable[[], Any]) -> Any:
         try:
-            return run_users()
-        finally:
-            identify_alike(self.shell.namespace, f"{self.spec.secret}/{run}")
+            return self.performer.perform(request)
+        except BaseException as error:  # also KeyboardInterrupt and SystemExit: the worker lives on
+            return self._failed(error, request.run), None
 
-    def _callable(self, call: Payload | None) -> Call:
-        if call is not None:
-            with self.recorder.handling("unpickled the function or its arguments"):
-                function, args, kwargs = unpack(call)
-            return function, args, kwargs
-        if self.inherited is None:
-            raise NbsyncError("this worker inherited no function to call")
-        return self.inherited
+    def _failed(self, error: BaseException, run: int) -> CellOutcome:
+        rendered = () if self._on_error(error, run) else self.shell.render(error, _OURS)
+        return CellOutcome(error=error, traceback=rendered)
 
     def _on_error(self, error: BaseException, run: int | None = None) -> bool:
         self._caught = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -77,7 +78,7 @@ class Streams:
             self._count += 1
             mark = fence(self._count, has_message)
             for fd in self._fds:
-                os.write(fd, mark)  # shorter than PIPE_BUF: atomic
+                _insist(fd, functools.partial(os.write, fd, mark))  # shorter than PIPE_BUF: atomic
 
     def meet(self, name: str) -> None:
         """Mark a moment when all ranks have met, in the output of each."""
@@ -97,10 +98,10 @@ class Streams:
             self._closed.discard(number)
             try:
                 os.fstat(number)
-                stream.flush()
+                _insist(fd, stream.flush)
             except OSError:  # C code closed the descriptor, or the user turned it to what takes no more
                 os.dup2(fd, number)
-                stream.flush()
+                _insist(fd, stream.flush)
 
     def _keep_numbers(self) -> None:
         """Let nothing else become descriptor 1 or 2 when the user closes them: what he prints would go there.
@@ -151,6 +152,18 @@ class _RankStream(io.TextIOWrapper):
         if not text.endswith("\n"):  # it grows: it is to be seen, and to survive a sudden end
             self.flush()
         return written
+
+
+def _insist(pipe: int, write: Callable[[], object]) -> None:
+    """Write, and wait for room where the user's code (asyncio, a child) has made the pipe one that does not block."""
+    while True:
+        try:
+            write()
+            return
+        except BlockingIOError:
+            room = select.poll()
+            room.register(pipe, select.POLLOUT)
+            room.poll()
 
 
 def _leads_nowhere(fd: int) -> bool:

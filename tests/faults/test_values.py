@@ -650,3 +650,16 @@ def test_row_30_hangs_when_packed_or_unpacked_by_a_rank(pair: Ranks, cell: str, 
     error = notebook.wait(GUARD).failed("KeyboardInterrupt")
     assert f"while it {doing}" in error.traceback
     pair.assert_whole()
+
+
+def test_row_30_an_error_of_a_call_that_hangs_when_pickled(pair: Ranks) -> None:
+    """Describing an error runs the user's code: an interrupt ends that too."""
+    cell = (
+        "import nbsync\ndef raises():\n    import time\n    class Slow(Exception):\n        def __reduce__(self):\n"
+        "            print('begun')\n            time.sleep(600)\n    raise Slow\nnbsync.session().call(raises)"
+    )
+    pair.notebook.start(cell)
+    pair.notebook.wait_for_output("begun", GUARD)
+    pair.notebook.interrupt()
+    pair.notebook.wait(GUARD).failed("KeyboardInterrupt")
+    pair.assert_whole()

@@ -243,6 +243,23 @@ def test_worlds_made_in_the_notebook_do_no_harm(fresh_notebook: Notebook) -> Non
     assert fresh_notebook.run("%%distributed\ndist.get_world_size()").ok().texts == ["[0-1] 2"]
 
 
+def test_what_belongs_to_the_notebook_alone(fresh_notebook: Notebook) -> None:
+    """Its fork server, whose children only it can wait for, and tqdm's thread and lock, are not the ranks'."""
+    fresh_notebook.run(
+        "import multiprocessing, nbsync, tqdm\ncontext = multiprocessing.get_context('forkserver')\n"
+        "process = context.Process(target=print); process.start(); process.join()\n"
+        "list(tqdm.tqdm(range(3)))\nlock = tqdm.tqdm.get_lock(); tqdm.tqdm.monitor is not None"
+    ).ok()
+    inside = (
+        "def inside():\n    process = context.Process(target=print); process.start(); process.join()\n"
+        "    list(tqdm.tqdm(range(3)))\n    alive = tqdm.tqdm.monitor.is_alive()\n"
+        "    return process.exitcode, alive, tqdm.tqdm.get_lock() is lock\nnbsync.notebook_launcher(inside, (), 2)"
+    )
+    outcome = fresh_notebook.run(inside).ok()
+    assert "[(0, True, False), (0, True, False)]" in outcome.stdout + "".join(outcome.texts)
+    fresh_notebook.run("import shutil; shutil.rmtree(multiprocessing.util.get_temp_dir())").ok()
+
+
 def test_torchrun_environment_is_complete(tmp_path: Path) -> None:
     """Every variable that torchrun sets for a rank is set, with the same value where it does not name the run."""
     script = tmp_path / "environment.py"

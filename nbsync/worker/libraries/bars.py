@@ -12,10 +12,12 @@ import io
 import itertools
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from string import Formatter
 from typing import Any
+from weakref import WeakSet
 
 import tqdm.notebook  # in the kernel already, where the fork copies it from
 
@@ -48,6 +50,7 @@ def show_bars(feed: Feed, is_ours: Callable[[Any], bool]) -> None:
     """
     _use_plain_class()
     bar = tqdm.std.tqdm
+    _forget_inherited(bar)
     init, display = bar.__init__, bar.display
 
     @functools.wraps(init)
@@ -82,6 +85,16 @@ def show_bars(feed: Feed, is_ours: Callable[[Any], bool]) -> None:
     bar.__init__, bar.display = make, show
     # Bars that are written as text would move the cursor up and down; here they take turns on one line.
     bar.moveto = lambda self, n: None
+
+
+def _forget_inherited(bar: Any) -> None:
+    """The notebook's monitor, whose thread the fork did not copy, its bars, and its lock.
+
+    All copies of the notebook would share that: a rank that ends while it holds the lock would stop them all.
+    """
+    bar.monitor = None
+    bar._instances = WeakSet()
+    bar.set_lock(threading.RLock())
 
 
 def look_at(bar: Any, number: int) -> Bar:

@@ -1,4 +1,4 @@
-"""DataLoaders that an interrupt cuts off, or that go while the ranks wait for each other: their processes end at once.
+"""DataLoaders that an interrupt cuts off, or that go while others wait for this rank: their processes end at once.
 
 torch asks them to end and waits up to five seconds for each, since a batch may be under way. Nobody wants that batch.
 """
