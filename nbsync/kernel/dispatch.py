@@ -175,12 +175,9 @@ class Dispatch:
             raise NoSession("there are no workers: `%nbsync start` starts them")
         dead = self.state.in_phase(Phase.DEAD)
         if set(dead) & set(ranks):
-            verb, pronoun = ("is", "it") if len(dead) == 1 else ("are", "them")
-            raise WorkerDied(
-                ranks=dead,
-                message=f"{verb} not running: {self.state.note(dead[0])}. "
-                f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back",
-            )
+            how, pronoun = self.state.note(dead[0]).removeprefix("was "), "it" if len(dead) == 1 else "them"
+            way_back = f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back"
+            raise WorkerDied(ranks=dead, message=ranks_do(dead, f"is not running ({how}). {way_back}"))
         self.check_idle(ranks)
 
     def check_idle(self, ranks: Sequence[int]) -> None:

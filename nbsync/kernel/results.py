@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from nbsync.errors import TransferError, WorkerError, describe_ranks
+from nbsync.errors import TransferError, WorkerError, describe_ranks, format_ranks
 from nbsync.kernel.output.sink import Sink
 from nbsync.kernel.run import Run
 from nbsync.kernel.start.plan import Plan
@@ -48,6 +48,12 @@ def unpack_value(rank: int, done: Done, common: Common, notify: Callable[[str], 
         return unpack_safely(done.value, common, lambda line: notify(f"{name}: {line}"))
     except TransferError as error:
         raise TransferError(f"{name}: {error}") from error
+
+
+def add_way_back(error: BaseException, dead: Sequence[int]) -> None:
+    """What brings the ranks back that have ended."""
+    if isinstance(error, WorkerError) and dead:
+        error.others += (f"`%nbsync restart --ranks {format_ranks(dead)}` brings {describe_ranks(dead)} back",)
 
 
 def add_hint(error: BaseException) -> None:

@@ -54,7 +54,7 @@ def _describe_without_stack(fleet: Fleet, rank: int, where: Where | None) -> str
     if where is not None:
         return str(fleet.traffic.moving(rank) or "is idle")
     if fleet.state.phase(rank) is Phase.DEAD:
-        return f"is not running: {fleet.state.note(rank)}"
+        return f"is not running ({fleet.state.note(rank).removeprefix('was ')})"
     pid = fleet.traffic.pid(rank)
     if pid is None:
         return "was ended"
