@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from nbsync.errors import NoSession, RankBusy, WorkerDied, format_ranks, ranks_do
+from nbsync.errors import NoSession, RankBusy, WorkerDied, describe_ranks, format_ranks, ranks_do
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
@@ -184,7 +184,8 @@ class Dispatch:
         """Raise `RankBusy` if one of them is not."""
         busy = [rank for rank in ranks if rank in self._active]
         if busy:
-            raise RankBusy(ranks_do(busy, f"is busy: {self.state.note(busy[0])}. `%nbsync interrupt` interrupts it"))
+            doing = ranks_do(busy, self.state.note(busy[0])).replace(describe_ranks(busy), _pronoun(busy), 1)
+            raise RankBusy(ranks_do(busy, f"is busy: {doing}. `%nbsync interrupt` interrupts it"))
 
     def _release(self, rank: int, run: Run) -> None:
         """`run` has no more to do with `rank`."""
@@ -278,6 +279,10 @@ class Dispatch:
                 self._release(rank, run)
             elif kind != "message":
                 self._between.append((rank, kind, what))
+
+
+def _pronoun(ranks: Sequence[int]) -> str:
+    return "it" if len(ranks) == 1 else "they"
 
 
 def _is_text(item: tuple[int, str, Any]) -> bool:

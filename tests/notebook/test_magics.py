@@ -262,7 +262,7 @@ def test_implicit_start(notebook: Notebook) -> None:
 def test_what_cannot_begin_in_the_background(live: Notebook) -> None:
     """It is an error of the cell that wants it, not told by one that ended well."""
     live.run("%%distributed --background\nimport os, time\nwhile not os.path.exists('go'): time.sleep(0.01)").ok()
-    assert "are busy" in live.run("%%distributed --background\npass").stderr
+    assert "ranks 0-1 are busy: they run a cell" in live.run("%%distributed --background\npass").stderr
     live.run("%%distributed --background --ranks 7\npass").failed()
     live.run("open('go', 'w').close()").ok()
     assert poll(lambda: live.run("%%distributed --background\npass").status == "ok", 10)
