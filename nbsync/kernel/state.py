@@ -200,14 +200,13 @@ class WorldState:
         if failure is None:
             self._change(rank, ending=Ending.DONE, answered=now)
             return
-        first = failure.message.strip().partition("\n")[0]
         at = failure.place
         if failure.interrupted:
             ending, error = Ending.INTERRUPTED, at
         elif failure.is_consequence:  # its own words are of a closed connection
             ending, error = Ending.RELEASED, f"waited in {failure.waiting_in or 'a collective'} {at}"
         else:
-            ending, error = Ending.FAILED, f"{failure.type_name}{first and f': {first}'} {at}"
+            ending, error = Ending.FAILED, f"{failure.in_one_line} {at}"
         self._change(rank, ending=ending, answered=now, error=error.strip())
 
     # ---- what is known ----

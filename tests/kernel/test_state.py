@@ -85,7 +85,7 @@ def test_a_rank_that_ended_keeps_its_last_state(state: WorldState) -> None:
     ("failure", "ending"),
     [
         (None, Ending.DONE),
-        (Failure("m", "ValueError", "bad\nworse", where="Cell In[1], line 3"), Ending.FAILED),
+        (Failure("m", "ValueError", "bad, since:\nworse", where="Cell In[1], line 3"), Ending.FAILED),
         (Failure("m", "RuntimeError", "closed", is_consequence=True), Ending.RELEASED),
         (Failure("m", "KeyboardInterrupt", "", interrupted=True), Ending.INTERRUPTED),
     ],
@@ -96,7 +96,7 @@ def test_how_ranks_answer(state: WorldState, failure: Failure | None, ending: En
     rank = state.snapshot(5.0).ranks[0]
     assert rank.ending is ending
     if ending is Ending.FAILED:
-        assert rank.error == "ValueError: bad at Cell In[1], line 3"
+        assert rank.error == "ValueError: bad, since... at Cell In[1], line 3"
 
 
 def test_how_long_a_rank_is_at_its_line(state: WorldState) -> None:

@@ -220,6 +220,17 @@ def test_different_errors(live: Notebook) -> None:
     _works(live)
 
 
+def test_the_first_line_of_another_error(live: Notebook) -> None:
+    """Of an error that is told in one line, dots stand for the rest."""
+    cell = (
+        "%%distributed\nif rank == 0: raise ValueError('first')\n"
+        "try: dist.barrier()\nexcept RuntimeError: raise TypeError('it takes one of these:\\n  a') from None"
+    )
+    outcome = live.run(cell)
+    told = f"rank 1: TypeError: it takes one of these... at Cell In[{outcome.number}], line 4"
+    assert outcome.failed("ValueError").evalue.splitlines()[1:] == [told]
+
+
 def test_syntax_error(live: Notebook) -> None:
     """A syntax error is shown with the cell's line, once for all ranks."""
     outcome = live.run("%%distributed\nx = 1\ndef f(:\n    pass")
