@@ -174,6 +174,25 @@ def test_heading_names_the_rank(live: Notebook) -> None:
     assert error.traceback.startswith("rank 1 raised ValueError")
 
 
+@pytest.mark.parametrize(
+    ("magic", "told"),
+    [
+        ("%nope", "Line magic function `%nope` not found"),
+        ("%%nope", "Cell magic `%%nope` not found"),
+        ("%timeit -x", "option -x not recognized"),
+    ],
+)
+def test_magics_that_fail(live: Notebook, magic: str, told: str) -> None:
+    """What a magic refuses is the error of all ranks, and nothing that one of them prints."""
+    outcome = live.run(f"%%distributed\n{magic}\n1")
+    error = outcome.failed()
+    assert error.evalue.startswith("ranks 0-1: UsageError")
+    assert error.traceback.startswith("ranks 0-1 raised UsageError")
+    assert told in error.traceback
+    assert outcome.stderr == ""
+    _works(live)
+
+
 @pytest.mark.parametrize("culprit", [0, 1])
 @pytest.mark.parametrize("wait", ["dist.barrier()", "dist.all_reduce(t)", "world.wait_for_everyone('end')"])
 def test_root_cause_is_never_the_peer(live: Notebook, culprit: int, wait: str) -> None:
