@@ -13,6 +13,7 @@ from nbsync.kernel.engines.base import Process
 from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.state import Phase, Snapshot, WorldState
+from nbsync.kernel.supervision.stuck import FINISHED
 from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
@@ -161,7 +162,7 @@ class Dispatch:
         for rank in set(range(size)) - set(run.pending):
             if rank in run.done:
                 failure = run.done[rank].failure
-                absent[rank] = f"raised {failure.type_name}" if failure else "has finished"
+                absent[rank] = f"raised {failure.type_name}" if failure else FINISHED
             elif self.state.phase(rank) is Phase.DEAD:
                 absent[rank] = "is not running"
             elif self.state.phase(rank) is Phase.IDLE:

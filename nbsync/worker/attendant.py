@@ -33,7 +33,15 @@ from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
-from nbsync.worker.places import collective_in, describe_file, is_alone, peer_in, users_line, walk_stack
+from nbsync.worker.places import (
+    collective_in,
+    describe_file,
+    ends_backward_pass,
+    is_alone,
+    peer_in,
+    users_line,
+    walk_stack,
+)
 from nbsync.worker.tracebacks import is_own
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -219,6 +227,7 @@ class Attendant:
             self.memory.read(),
             tuple(_format_stack(frame)) if with_stack else (),
             collective.must if collective else None,
+            ends_backward_pass(frames),
         )
 
 

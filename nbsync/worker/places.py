@@ -33,7 +33,8 @@ _COLLECTIVE_FILES = (
 
 _STORE = os.path.join("nbsync", "worker", "groups", "storewaits.py")
 _STARTS = os.path.join("nbsync", "worker", "groups", "storestarts.py")
-_WATCH = tuple(os.path.join("nbsync", "worker", "groups", name) for name in ("watch.py", "reducer.py"))
+_REDUCER = os.path.join("nbsync", "worker", "groups", "reducer.py")
+_WATCH = (os.path.join("nbsync", "worker", "groups", "watch.py"), _REDUCER)
 
 
 def describe_line(filename: str, lineno: int) -> str:
@@ -101,6 +102,11 @@ def waited_in(trace: TracebackType | None) -> str | None:
     frames = (frame for frame, _ in traceback.walk_tb(trace) if frame.f_code.co_filename.endswith(_WATCH))
     begun = [frame.f_locals["begun"] for frame in frames if "begun" in frame.f_locals]
     return begun[-1].what.name if begun and begun[-1].what is not None else name
+
+
+def ends_backward_pass(frames: Iterable[tuple[CodeType, int]]) -> bool:
+    """Whether a backward pass is at its end, where DDP waits for what its reducer has begun."""
+    return any(code.co_name == "_end" and code.co_filename.endswith(_REDUCER) for code, _ in frames)
 
 
 def peer_in(frame: FrameType | None) -> int | None:

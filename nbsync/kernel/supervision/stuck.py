@@ -16,6 +16,8 @@ from nbsync.protocol.spec import ASYNCHRONOUS, STORE_START, STORE_WAITS
 # nobody knows who may yet come and set the key.
 _HAVE_A_LIMIT = ("wait_for_everyone", STORE_START, *(f"store.{name}" for name in STORE_WAITS))
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)  # a collective has its name
+FINISHED = "has finished"  # why a rank is absent, as opposed to one that failed
+_UNEVEN = " (`torch.distributed.algorithms.Join` lets ranks have fewer batches than others)"
 _IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses or asks for at most
 
 
@@ -42,9 +44,11 @@ class Place:
     peer: int | None
     line: str
     must: str | None
+    is_ddp: bool
 
     def __str__(self) -> str:
         number = f" #{self.number}" if self.number is not None else ""
+        number += " of a backward pass" if self.is_ddp else ""
         peer = f" for rank {self.peer}" if self.peer is not None else ""
         return f"{self.name}{number}{peer}" + (f" at {self.line}" if self.line else "")
 
@@ -70,13 +74,23 @@ def diagnose(
         return None
     world = tuple(range(size))
     places = {
-        rank: Place(where.waiting_in or "", where.number, where.group or world, where.peer, where.line, where.must)
+        rank: Place(
+            where.waiting_in or "",
+            where.number,
+            where.group or world,
+            where.peer,
+            where.line,
+            where.must,
+            where.is_ddp,
+        )
         for rank, where in sorted(now.items())
     }
     if any(_is_complete(place, places) for place in places.values()):
         return None  # all its ranks are there: its data is on the way
     doubt = tuple(rank for rank in sorted(now) if not now[rank].is_alone)
-    return Verdict("; ".join([*_waiting(places), *_missing(absent)]), doubt)
+    told = "; ".join([*_waiting(places), *_missing(absent)])
+    is_uneven = FINISHED in absent.values() and any(place.is_ddp for place in places.values())
+    return Verdict(told + (_UNEVEN if is_uneven else ""), doubt)
 
 
 def _waits(before: Where, now: Where) -> bool:
