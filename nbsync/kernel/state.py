@@ -121,8 +121,7 @@ class Snapshot:
         if state.phase is Phase.BUSY:
             text += f" for {self.now - state.since:.0f} s"
         if state.barrier is not None:
-            arrived = [s.rank for s in self.ranks if s.barrier and s.barrier.name == state.barrier.name]
-            missing = [s.rank for s in self.ranks if s.rank not in arrived]
+            missing = next((each.missing for each in self.waiting if state.rank in each.arrived), ())
             text += f", in barrier {state.barrier.name!r} at {state.barrier.call_site}"
             text += f", waiting for {describe_ranks(missing)}" if missing else ""
         return text

@@ -52,6 +52,18 @@ def test_of_many_bars_some_are_kept(state: WorldState) -> None:
     assert first.hidden == 1_000_000 - OPEN_BARS - CLOSED_BARS
 
 
+def test_who_is_waited_for_in_words() -> None:
+    """A rank that has given up at a barrier is not waited for, as long as another one has not come."""
+    state = WorldState("gloo")
+    for rank in range(3):
+        state.started(rank, 100 + rank, 0.0)
+        state.busy(rank, "runs a cell", 1.0)
+    for rank, entered in [(0, True), (1, True), (0, False)]:
+        state.progress(rank, Progress(barriers=(BarrierEvent("b", "line 2", entered, 2.0, passed=False),)))
+    told = "rank 1: busy, runs a cell for 1 s, in barrier 'b' at line 2, waiting for rank 2"
+    assert f"  {told}\n" in state.snapshot(2.0).describe()
+
+
 def test_a_new_run_begins_empty(state: WorldState) -> None:
     """Bars, errors and barriers of the run before are gone."""
     tell(state, BAR)
