@@ -243,8 +243,9 @@ class WorkerDied(WorkerError):
 
     @property
     def summary(self) -> str:
-        """`rank 1: the process was ended by SIGKILL`"""
-        return f"{describe_ranks(self.ranks)}: {self.message}"
+        """`rank 1: the process was ended by SIGKILL`, at later requests `rank 1 is not running (ended by SIGKILL)`."""
+        who = describe_ranks(self.ranks)
+        return self.message if self.message.startswith(who) else f"{who}: {self.message}"
 
     def _shown(self) -> list[str]:
         return [f"WorkerDied: {self}"]

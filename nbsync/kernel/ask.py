@@ -13,7 +13,7 @@ from nbsync.errors import NoSession, RankBusy, StartError, UsageError, WorkerDie
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
 from nbsync.kernel.ranks import parse_ranks
-from nbsync.kernel.results import add_hint, unpack_value
+from nbsync.kernel.results import add_hint, add_way_back, unpack_value
 from nbsync.kernel.run import Run
 from nbsync.kernel.sigint import interrupted_while
 from nbsync.kernel.start.plan import check_timeout
@@ -137,6 +137,8 @@ def raise_for(fleet: Fleet, run: Run) -> None:
     if error is not None:
         run.forget_values()
         add_hint(error)
+        if run.ends and not fleet.plan.is_one_run:
+            add_way_back(error, fleet.state.in_phase(Phase.DEAD))
         if isinstance(error, WorkerError):
             error.after_interrupt = run.interrupts > 0
         raise error from None

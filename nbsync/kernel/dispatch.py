@@ -15,13 +15,14 @@ from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.start.foresight import note_compiler
 from nbsync.kernel.state import Phase, Snapshot, WorldState
+from nbsync.kernel.supervision.stuck import FINISHED
 from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Peek, Shown
 from nbsync.protocol.reports import Progress, Where
-from nbsync.protocol.words import format_ranks, ranks_do
+from nbsync.protocol.words import describe_ranks, format_ranks, ranks_do
 
 
 class Dispatch:
@@ -173,7 +174,7 @@ class Dispatch:
         for rank in set(range(size)) - set(run.pending):
             if rank in run.done:
                 failure = run.done[rank].failure
-                absent[rank] = f"raised {failure.type_name}" if failure else "has finished"
+                absent[rank] = f"raised {failure.type_name}" if failure else FINISHED
             elif self.state.phase(rank) is Phase.DEAD:
                 absent[rank] = "is not running"
             elif self.state.phase(rank) is Phase.IDLE and threading.current_thread() is threading.main_thread():
@@ -187,19 +188,17 @@ class Dispatch:
             raise NoSession("there are no workers: `%nbsync start` starts them")
         dead = self.state.in_phase(Phase.DEAD)
         if set(dead) & set(ranks):
-            verb, pronoun = ("is", "it") if len(dead) == 1 else ("are", "them")
-            raise WorkerDied(
-                ranks=dead,
-                message=f"{verb} not running: {self.state.note(dead[0])}. "
-                f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back",
-            )
+            how, pronoun = self.state.note(dead[0]).removeprefix("was "), "it" if len(dead) == 1 else "them"
+            way_back = f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back"
+            raise WorkerDied(ranks=dead, message=ranks_do(dead, f"is not running ({how}). {way_back}"))
         self.check_idle(ranks)
 
     def check_idle(self, ranks: Sequence[int]) -> None:
         """Raise `RankBusy` if one of them is not."""
         busy = [rank for rank in ranks if rank in self._active]
         if busy:
-            raise RankBusy(ranks_do(busy, f"is busy: {self.state.note(busy[0])}. `%nbsync interrupt` interrupts it"))
+            doing = ranks_do(busy, self.state.note(busy[0])).replace(describe_ranks(busy), _pronoun(busy), 1)
+            raise RankBusy(ranks_do(busy, f"is busy: {doing}. `%nbsync interrupt` interrupts it"))
 
     def _release(self, rank: int, run: Run) -> None:
         """`run` has no more to do with `rank`."""
@@ -304,6 +303,10 @@ class Dispatch:
                 self.displayed(rank)
         if isinstance(what, Exited):
             self._on_exit()
+
+
+def _pronoun(ranks: Sequence[int]) -> str:
+    return "it" if len(ranks) == 1 else "they"
 
 
 def _is_text(item: tuple[int, str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
@@ -17,7 +17,7 @@ from nbsync.kernel.start.plan import Plan
 from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol.messages import Done
 from nbsync.protocol.serial import Common
-from nbsync.protocol.words import describe_ranks
+from nbsync.protocol.words import describe_ranks, format_ranks
 
 
 def show_results(run: Run, sink: Sink, plan: Plan) -> None:
@@ -51,6 +51,12 @@ def unpack_value(rank: int, done: Done, common: Common, notify: Callable[[str], 
         return unpack_safely(done.value, common, lambda line: notify(f"{name}: {line}"))
     except TransferError as error:
         raise TransferError(f"{name}: {error}") from error
+
+
+def add_way_back(error: BaseException, dead: Sequence[int]) -> None:
+    """What brings the ranks back that have ended."""
+    if isinstance(error, WorkerError) and dead:
+        error.others += (f"`%nbsync restart --ranks {format_ranks(dead)}` brings {describe_ranks(dead)} back",)
 
 
 def add_hint(error: BaseException) -> None:

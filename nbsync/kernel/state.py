@@ -121,8 +121,7 @@ class Snapshot:
         if state.phase is Phase.BUSY:
             text += f" for {self.now - state.since:.0f} s"
         if state.barrier is not None:
-            arrived = [s.rank for s in self.ranks if s.barrier and s.barrier.name == state.barrier.name]
-            missing = [s.rank for s in self.ranks if s.rank not in arrived]
+            missing = next((each.missing for each in self.waiting if state.rank in each.arrived), ())
             text += f", in barrier {state.barrier.name!r} at {state.barrier.call_site}"
             text += f", waiting for {describe_ranks(missing)}" if missing else ""
         return text
@@ -200,14 +199,13 @@ class WorldState:
         if failure is None:
             self._change(rank, ending=Ending.DONE, answered=now)
             return
-        first = failure.message.strip().partition("\n")[0]
         at = failure.place
         if failure.interrupted:
             ending, error = Ending.INTERRUPTED, at
         elif failure.is_consequence:  # its own words are of a closed connection
             ending, error = Ending.RELEASED, f"waited in {failure.waiting_in or 'a collective'} {at}"
         else:
-            ending, error = Ending.FAILED, f"{failure.type_name}{first and f': {first}'} {at}"
+            ending, error = Ending.FAILED, f"{failure.in_one_line} {at}"
         self._change(rank, ending=ending, answered=now, error=error.strip())
 
     # ---- what is known ----

@@ -201,6 +201,13 @@ class Failure:
         """`at Cell In[3], line 7`, `while it pickled x, of type Net`, or ""."""
         return f"at {self.where}" if self.where and not self.where.startswith("while ") else self.where
 
+    @property
+    def in_one_line(self) -> str:
+        """`ValueError: boom`; what is cut off of a longer message shows as dots."""
+        first, more, _ = self.message.strip().partition("\n")
+        text = f"{first.rstrip().removesuffix(':')}..." if more else first
+        return f"{self.type_name}: {text}" if text else self.type_name
+
 
 @dataclass(frozen=True)
 class Raised:

@@ -99,6 +99,7 @@ class Where:
         memory: what the process holds; None where that cannot be told.
         stack: the whole Python stack as text, innermost last.
         must: what the collective has to be on all ranks, where it is known.
+        is_ddp: it waits, as DDP does, for what was begun in a backward pass.
     """
 
     ticket: int
@@ -115,3 +116,4 @@ class Where:
     stack: tuple[str, ...] = ()
     must: str | None = None
     group_name: str = ""
+    is_ddp: bool = False

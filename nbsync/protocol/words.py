@@ -12,13 +12,13 @@ def describe_ranks(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
 
 
-_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do", "waits": "wait"}
+_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do"}
 
 
 def ranks_do(ranks: Sequence[int], what: str) -> str:
     """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
     verb, _, rest = what.partition(" ")
-    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb)} {rest}"
+    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb.removesuffix('s'))} {rest}"
 
 
 def format_ranks(ranks: Iterable[int]) -> str:

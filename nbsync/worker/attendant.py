@@ -34,7 +34,8 @@ from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.pace import Pace
-from nbsync.worker.places import collective_in, is_alone, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, ends_backward_pass, is_alone, peer_in, users_line, walk_stack
+from nbsync.worker.tracebacks import is_own
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
 STORE_GRACE = 0.15  # seconds after the cut: what is still blocked then waits for the store, not for a peer
@@ -232,15 +233,17 @@ class Attendant:
             tuple(_format_stack(frame)) if with_stack else (),
             collective.must if collective else None,
             collective.group if collective else "",
+            ends_backward_pass(frames),
         )
 
 
 def _format_stack(frame: FrameType | None) -> list[str]:
-    """A stack as text, without the frames of nbsync and IPython that led to the user's code."""
+    """A stack as text, without the frames that led to the user's code, nor those of ours in operations of torch."""
     linecache.checkcache()
     stack = list(traceback.extract_stack(frame)) if frame is not None else []
     mine = [i for i, (code, _) in enumerate(walk_stack(frame)) if is_users(code)]
-    lines = traceback.StackSummary.from_list(stack[mine[0] :] if mine else stack).format()
+    shown = [each for each in (stack[mine[0] :] if mine else stack) if not is_own(each.filename)]
+    lines = traceback.StackSummary.from_list(shown).format()
     return [_FILE.sub(_name_cell, line) for line in lines]
 
 

@@ -35,8 +35,8 @@ _COLLECTIVE_FILES = (
 )
 
 _OURS = os.path.join("nbsync", "worker", "groups", "")
-_STORE, _STARTS = f"{_OURS}storewaits.py", f"{_OURS}storestarts.py"
-_WATCH = (f"{_OURS}watch.py", f"{_OURS}reducer.py")
+_STORE, _STARTS, _REDUCER = f"{_OURS}storewaits.py", f"{_OURS}storestarts.py", f"{_OURS}reducer.py"
+_WATCH = (f"{_OURS}watch.py", _REDUCER)
 
 
 def describe_line(filename: str, lineno: int) -> str:
@@ -110,6 +110,11 @@ def waited_in(trace: TracebackType | None) -> str | None:
     frames = (frame for frame, _ in traceback.walk_tb(trace) if frame.f_code.co_filename.endswith(_WATCH))
     begun = [frame.f_locals["begun"] for frame in frames if "begun" in frame.f_locals]
     return begun[-1].what.name if begun and begun[-1].what is not None else name
+
+
+def ends_backward_pass(frames: Iterable[tuple[CodeType, int]]) -> bool:
+    """Whether a backward pass is at its end, where DDP waits for what its reducer has begun."""
+    return any(code.co_name == "_end" and code.co_filename.endswith(_REDUCER) for code, _ in frames)
 
 
 def peer_in(frame: FrameType | None) -> int | None:

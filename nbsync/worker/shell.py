@@ -19,6 +19,7 @@ from typing import Any
 
 from IPython.core import formatters, interactiveshell
 from IPython.core.display_trap import DisplayTrap
+from IPython.core.error import UsageError as MagicError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -161,6 +162,8 @@ class WorkerShell:
         if self._ends_cell:
             kwargs.pop("exception_only", None)  # IPython thinks the name of a `SystemExit` enough
         if self._ends_cell and (error is None or self._on_error(error)):
+            return
+        if self._ends_cell and isinstance(error, MagicError):  # IPython would print it; it is shown as the cell's error
             return
         trace = error.__traceback__ if error is not None else None
         with without_own(error, trace):

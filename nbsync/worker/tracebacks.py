@@ -61,7 +61,7 @@ def without_own(error: BaseException | None, trace: TracebackType | None) -> Ite
     for each in [trace, *(one.__traceback__ for one in _came_from(error))]:
         while each is not None:
             following = each.tb_next
-            while following is not None and _is_own(following):
+            while following is not None and is_own(following.tb_frame.f_code.co_filename):
                 following = following.tb_next
             links.append((each, each.tb_next))
             each.tb_next = following
@@ -85,5 +85,6 @@ def _came_from(error: BaseException | None) -> Iterator[BaseException]:
     return iter(found.values())
 
 
-def _is_own(trace: TracebackType) -> bool:
-    return trace.tb_frame.f_code.co_filename.startswith(_OURS)
+def is_own(filename: str) -> bool:
+    """Whether this is a file of ours that stands between the user's line and what it does."""
+    return filename.startswith(_OURS)

@@ -199,7 +199,7 @@ def test_row_10_comparing_is_off(fresh_notebook: Notebook, size: int) -> None:
 
 
 def test_row_10_other_order(pair: Ranks) -> None:
-    """Two collectives in another order are told with the lines of both."""
+    """Two collectives in another order are told with the lines of both, once for all ranks."""
     cell = (
         "t = torch.ones(1)\nif rank == 0:\n    dist.all_reduce(t)\n    dist.barrier()\n"
         "else:\n    dist.barrier()\n    dist.all_reduce(t)"
@@ -208,6 +208,8 @@ def test_row_10_other_order(pair: Ranks) -> None:
     error = outcome.failed("CollectiveMismatch")
     assert re.search(rf"rank 0: all_reduce .* at Cell In\[{outcome.number}\], line 4", error.evalue)
     assert re.search(rf"rank 1: barrier at Cell In\[{outcome.number}\], line 7", error.evalue)
+    assert error.evalue.startswith("ranks 0-1: CollectiveMismatch")
+    assert error.evalue.count("the ranks are not in the same collective") == 1
     pair.assert_whole()
 
 

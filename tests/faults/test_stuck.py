@@ -290,6 +290,18 @@ def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
     ranks.assert_whole()
 
 
+def test_row_15_uneven_batches(pair: Ranks) -> None:
+    """A rank with more batches waits in DDP's backward pass for one that has finished, and is told what helps."""
+    pair.run(MODEL).ok()
+    error = pair.fail("for _ in range(5 - rank): model(torch.ones(2, 4)).sum().backward()", "Deadlock")
+    waits = r"rank 0 waits in all_reduce #\d+ of a backward pass at Cell In\[\d+\], line 2; rank 1 has finished"
+    assert re.search(rf"{waits} \(`torch.distributed.algorithms.Join` ", error.evalue), error.evalue
+    even = "from torch.distributed.algorithms import Join\nwith Join([model]):\n    "
+    pair.run(f"{even}for _ in range(5 - rank): model(torch.ones(2, 4)).sum().backward()").ok()
+    assert "Join" not in pair.fail("dist.barrier() if rank else None", "Deadlock").evalue
+    pair.assert_whole()
+
+
 @pytest.mark.parametrize(
     ("cell", "told"),
     [

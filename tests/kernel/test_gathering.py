@@ -33,6 +33,17 @@ def test_who_waits_and_who_is_missing() -> None:
     assert barriers.passed is None
 
 
+def test_who_gave_up_is_not_missing() -> None:
+    """A rank whose time was over had come; it is missing only where nobody else is."""
+    barriers = Barriers()
+    take(barriers, 3, (0, entered(4.0)), (1, entered(5.0)), (0, left(6.0, passed=False)))
+    assert [(dict(each.arrived), each.missing) for each in barriers.waiting(range(3))] == [({1: 5.0}, (2,))]
+    take(barriers, 3, (2, entered(7.0)))
+    assert [each.missing for each in barriers.waiting(range(3))] == [(0,)]
+    take(barriers, 3, (0, entered(8.0)))
+    assert [each.missing for each in barriers.waiting(range(3))] == [()]
+
+
 def test_spread_and_slowest() -> None:
     """When the last has come it is known who that was, and how long the first has waited."""
     barriers = Barriers()

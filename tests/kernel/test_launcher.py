@@ -512,6 +512,7 @@ def test_a_death_then_a_good_launch() -> None:
     with pytest.raises(nbsync.WorkerDied, match="rank 1: the process ended with exit code 3") as caught:
         notebook_launcher(lambda: os._exit(3) if _rank() else World().wait_for_everyone(), (), 2)
     assert caught.value.exit_code == 3
+    assert "restart" not in str(caught.value)  # its workers have ended with it
     assert notebook_launcher(_reduce, (), 2) == [3.0, 3.0]
 
 

@@ -255,7 +255,7 @@ def test_status_and_busy_ranks(session: Session) -> None:
     try:
         assert poll(lambda: "rank 1: busy, runs a cell" in session.status().describe(), 5)
         assert "rank 0: idle" in session.status().describe()
-        with pytest.raises(nbsync.RankBusy, match="rank 1 is busy: runs a cell"):
+        with pytest.raises(nbsync.RankBusy, match="rank 1 is busy: it runs a cell"):
             session.call(len, ())
         assert session.pull("rank", ranks=0) == [0]
     finally:

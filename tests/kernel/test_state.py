@@ -52,6 +52,18 @@ def test_of_many_bars_some_are_kept(state: WorldState) -> None:
     assert first.hidden == 1_000_000 - OPEN_BARS - CLOSED_BARS
 
 
+def test_who_is_waited_for_in_words() -> None:
+    """A rank that has given up at a barrier is not waited for, as long as another one has not come."""
+    state = WorldState("gloo")
+    for rank in range(3):
+        state.started(rank, 100 + rank, 0.0)
+        state.busy(rank, "runs a cell", 1.0)
+    for rank, entered in [(0, True), (1, True), (0, False)]:
+        state.progress(rank, Progress(barriers=(BarrierEvent("b", "line 2", entered, 2.0, passed=False),)))
+    told = "rank 1: busy, runs a cell for 1 s, in barrier 'b' at line 2, waiting for rank 2"
+    assert f"  {told}\n" in state.snapshot(2.0).describe()
+
+
 def test_a_new_run_begins_empty(state: WorldState) -> None:
     """Bars, errors and barriers of the run before are gone."""
     tell(state, BAR)
@@ -85,7 +97,7 @@ def test_a_rank_that_ended_keeps_its_last_state(state: WorldState) -> None:
     ("failure", "ending"),
     [
         (None, Ending.DONE),
-        (Failure("m", "ValueError", "bad\nworse", where="Cell In[1], line 3"), Ending.FAILED),
+        (Failure("m", "ValueError", "bad, since:\nworse", where="Cell In[1], line 3"), Ending.FAILED),
         (Failure("m", "RuntimeError", "closed", is_consequence=True), Ending.RELEASED),
         (Failure("m", "KeyboardInterrupt", "", interrupted=True), Ending.INTERRUPTED),
     ],
@@ -96,7 +108,7 @@ def test_how_ranks_answer(state: WorldState, failure: Failure | None, ending: En
     rank = state.snapshot(5.0).ranks[0]
     assert rank.ending is ending
     if ending is Ending.FAILED:
-        assert rank.error == "ValueError: bad at Cell In[1], line 3"
+        assert rank.error == "ValueError: bad, since... at Cell In[1], line 3"
 
 
 def test_how_long_a_rank_is_at_its_line(state: WorldState) -> None:

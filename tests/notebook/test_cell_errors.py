@@ -174,6 +174,25 @@ def test_heading_names_the_rank(live: Notebook) -> None:
     assert error.traceback.startswith("rank 1 raised ValueError")
 
 
+@pytest.mark.parametrize(
+    ("magic", "told"),
+    [
+        ("%nope", "Line magic function `%nope` not found"),
+        ("%%nope", "Cell magic `%%nope` not found"),
+        ("%timeit -x", "option -x not recognized"),
+    ],
+)
+def test_magics_that_fail(live: Notebook, magic: str, told: str) -> None:
+    """What a magic refuses is the error of all ranks, and nothing that one of them prints."""
+    outcome = live.run(f"%%distributed\n{magic}\n1")
+    error = outcome.failed()
+    assert error.evalue.startswith("ranks 0-1: UsageError")
+    assert error.traceback.startswith("ranks 0-1 raised UsageError")
+    assert told in error.traceback
+    assert outcome.stderr == ""
+    _works(live)
+
+
 @pytest.mark.parametrize("culprit", [0, 1])
 @pytest.mark.parametrize("wait", ["dist.barrier()", "dist.all_reduce(t)", "world.wait_for_everyone('end')"])
 def test_root_cause_is_never_the_peer(live: Notebook, culprit: int, wait: str) -> None:
@@ -218,6 +237,17 @@ def test_different_errors(live: Notebook) -> None:
     assert error.traceback.splitlines()[-1] == error.evalue.splitlines()[1]
     live.run("import os; os.remove('failed')").ok()
     _works(live)
+
+
+def test_the_first_line_of_another_error(live: Notebook) -> None:
+    """Of an error that is told in one line, dots stand for the rest."""
+    cell = (
+        "%%distributed\nif rank == 0: raise ValueError('first')\n"
+        "try: dist.barrier()\nexcept RuntimeError: raise TypeError('it takes one of these:\\n  a') from None"
+    )
+    outcome = live.run(cell)
+    told = f"rank 1: TypeError: it takes one of these... at Cell In[{outcome.number}], line 4"
+    assert outcome.failed("ValueError").evalue.splitlines()[1:] == [told]
 
 
 def test_syntax_error(live: Notebook) -> None:

@@ -262,7 +262,7 @@ def test_implicit_start(notebook: Notebook) -> None:
 def test_what_cannot_begin_in_the_background(live: Notebook) -> None:
     """It is an error of the cell that wants it, not told by one that ended well."""
     live.run("%%distributed --background\nimport os, time\nwhile not os.path.exists('go'): time.sleep(0.01)").ok()
-    assert "are busy" in live.run("%%distributed --background\npass").stderr
+    assert "ranks 0-1 are busy: they run a cell" in live.run("%%distributed --background\npass").stderr
     live.run("%%distributed --background --ranks 7\npass").failed()
     live.run("open('go', 'w').close()").ok()
     assert poll(lambda: live.run("%%distributed --background\npass").status == "ok", 10)
@@ -291,7 +291,21 @@ def test_status(live: Notebook) -> None:
 
 def test_stack_of_ranks_that_do_nothing(live: Notebook) -> None:
     """Who has nothing to do is idle: what nbsync itself does then is nobody's business."""
-    assert live.run("%nbsync stack").ok().stdout == "rank 0 is idle\n\nrank 1 is idle\n\n"
+    assert live.run("%nbsync stack").ok().stdout == "ranks 0-1 are idle\n"
+
+
+def test_stacks_are_folded(live: Notebook) -> None:
+    """Ranks that are in the same place are shown once, from the user's line on and without our own lines."""
+    cell = "%%distributed --background\ndist.distributed_c10d._get_default_store().get('never')"
+    number = live.run(cell).ok().number
+
+    def stack() -> str:
+        return live.run("%nbsync stack").ok().stdout
+
+    folded = f"ranks 0-1:\n  Cell In[{number}], line 2, in <module>\n    {cell.splitlines()[-1]}\n"
+    assert poll(lambda: stack() == folded, 20), stack()
+    live.run("%nbsync interrupt").ok()
+    assert poll(lambda: live.run("%%distributed\nrank").status == "ok", 20)
 
 
 def test_stop(live: Notebook) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,34 @@ def test_nobody_gives_up_once_all_have_come() -> None:
     assert first.missing() == []
     second.clear()
     assert arrival_of(store, 1, step=5).missing() == [0]
+
+
+@pytest.mark.parametrize(
+    ("comes", "told"),
+    [
+        ([], "rank 2 did not arrive at 'end' within 5 s"),
+        ([2], "rank 1 left 'end' again before all had arrived"),
+    ],
+)
+def test_who_gave_up_had_arrived(monkeypatch: Any, comes: list[int], told: str) -> None:
+    """Rank 1 is seen, and gives up: those who still wait for another one do not say that it did not arrive."""
+    store, clock = HashStore(), SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None)
+    arrivals = [barrier._Arrival(store, StoreNotes(store), rank, 3, step=0) for rank in range(3)]
+
+    def looks() -> Iterator[float]:
+        arrivals[1].enter()
+        yield 0.0
+        arrivals[1].withdraw()
+        for rank in comes:
+            arrivals[rank].enter()
+        clock.monotonic = lambda: 5.0
+        yield 0.0
+
+    monkeypatch.setattr(barrier, "pauses", looks)
+    monkeypatch.setattr(barrier, "time", clock)
+    with pytest.raises(BarrierTimeout) as info:
+        barrier._wait_for_arrivals(arrivals[0], "end", 5.0)
+    assert str(info.value) == told
 
 
 def notes_in(kind: str, store: Any, folder: Path, life: int = 0) -> Notes:

@@ -9,7 +9,7 @@ from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
 from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import STACK_SIGNAL
-from nbsync.protocol.words import describe_ranks, format_size
+from nbsync.protocol.words import describe_ranks, format_size, ranks_do
 
 if TYPE_CHECKING:
     from nbsync.kernel.fleet import Fleet
@@ -32,34 +32,35 @@ def describe_world(fleet: Fleet) -> str:
 
 
 def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
-    """The Python stack of each of `ranks`.
+    """The Python stack of each of `ranks`, equal ones once.
 
     A rank that does not answer is made to write its stack to its stderr instead, which shows in the cell it runs.
     """
     found = fleet.traffic.peek(ranks)
-    parts = []
+    stacks: dict[tuple[str, ...], list[int]] = {}
+    sentences: dict[str, list[int]] = {}
     for rank in ranks:
-        if rank in found:
-            parts.append(_describe_stack(fleet, rank, found[rank]))
-            continue
-        if fleet.state.phase(rank) is Phase.DEAD:
-            parts.append(f"rank {rank} is not running: {fleet.state.note(rank)}\n")
-            continue
-        pid = fleet.traffic.pid(rank)
-        if pid is None:
-            parts.append(f"rank {rank} was ended\n")
-            continue
-        fleet.traffic.signal(rank, STACK_SIGNAL)
-        in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
-        parts.append(f"rank {rank} does not answer: {unusual_state(pid) or in_c}\n")
-    return "\n".join(parts)
+        where = found.get(rank)
+        if where is not None and where.run is not None:
+            stacks.setdefault(where.stack, []).append(rank)
+        else:
+            sentences.setdefault(_describe_without_stack(fleet, rank, where), []).append(rank)
+    blocks = [f"{describe_ranks(alike)}:\n{''.join(stack).rstrip()}" for stack, alike in stacks.items()]
+    said = [ranks_do(alike, what) for what, alike in sentences.items()]
+    return "\n\n".join([*blocks, *(["\n".join(said)] if said else [])])
 
 
-def _describe_stack(fleet: Fleet, rank: int, where: Where) -> str:
-    moving = fleet.traffic.moving(rank)
-    if where.run is None:
-        return f"rank {rank} {moving or 'is idle'}\n"
-    return f"rank {rank}:\n{''.join(where.stack)}"
+def _describe_without_stack(fleet: Fleet, rank: int, where: Where | None) -> str:
+    if where is not None:
+        return str(fleet.traffic.moving(rank) or "is idle")
+    if fleet.state.phase(rank) is Phase.DEAD:
+        return f"is not running ({fleet.state.note(rank).removeprefix('was ')})"
+    pid = fleet.traffic.pid(rank)
+    if pid is None:
+        return "was ended"
+    fleet.traffic.signal(rank, STACK_SIGNAL)
+    in_c = "C code holds the GIL; the stack shows in the output of the cell"
+    return f"does not answer: {unusual_state(pid) or in_c}"
 
 
 def _time_there(snapshot: Snapshot, rank: int, where: Where) -> float:

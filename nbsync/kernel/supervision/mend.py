@@ -53,7 +53,7 @@ def _join_life(fleet: Fleet, life: int, ranks: Iterable[int], sink: Sink, notify
         lambda number: Heal(number, life),
         tuple(ranks),
         sink,
-        note="joins its process group again",
+        note="joins the process group again",
         timeout=HEAL_LIMIT,
         notify=notify,
     )

@@ -15,6 +15,8 @@ from nbsync.protocol.words import ranks_do
 # nobody knows who may yet come and set the key.
 _HAVE_A_LIMIT = ("wait_for_everyone", STORE_START, *(f"store.{name}" for name in STORE_WAITS))
 _POINT_TO_POINT = ("send", "recv", "irecv", "isend", "batch_isend_irecv", ASYNCHRONOUS)  # a collective has its name
+FINISHED = "has finished"  # why a rank is absent, as opposed to one that failed
+_UNEVEN = " (`torch.distributed.algorithms.Join` lets ranks have fewer batches than others)"
 _IDLE = 0.02  # seconds of processor time between two looks that a waiting process uses or asks for at most
 
 
@@ -42,16 +44,19 @@ class Place:
     line: str
     must: str | None
     group_name: str
+    is_ddp: bool
 
     @classmethod
     def of(cls, where: Where, world: tuple[int, ...]) -> Place:
         """That of a rank which says where it is."""
         group = where.group or world
-        return cls(where.waiting_in or "", where.number, group, where.peer, where.line, where.must, where.group_name)
+        told = where.peer, where.line, where.must, where.group_name, where.is_ddp
+        return cls(where.waiting_in or "", where.number, group, *told)
 
     def tell(self, *, with_group: bool) -> str:
         """In words; with the name of the process group where its ranks have several."""
         number = f" #{self.number}" if self.number is not None else ""
+        number += " of a backward pass" if self.is_ddp else ""
         peer = f" for rank {self.peer}" if self.peer is not None else ""
         group = f" of process group {self.group_name}" if with_group and self.group_name else ""
         return f"{self.name}{number}{group}{peer}" + (f" at {self.line}" if self.line else "")
@@ -81,7 +86,9 @@ def diagnose(
     if any(_is_complete(place, places) for place in places.values()):
         return None  # all its ranks are there: its data is on the way
     doubt = tuple(rank for rank in sorted(now) if not now[rank].is_alone)
-    return Verdict("; ".join([*_waiting(places), *_missing(absent)]), doubt)
+    told = "; ".join([*_waiting(places), *_missing(absent)])
+    is_uneven = FINISHED in absent.values() and any(place.is_ddp for place in places.values())
+    return Verdict(told + (_UNEVEN if is_uneven else ""), doubt)
 
 
 def _waits(before: Where, now: Where) -> bool:

@@ -146,8 +146,7 @@ def _in_one_line(failure: Failure) -> str:
         return f"interrupted{doing}{where}"
     if failure.is_consequence:
         return f"waited in {failure.waiting_in or 'a collective'}{where}"
-    first_line = failure.message.split("\n", 1)[0]
-    return f"{failure.type_name}: {first_line}{where}"
+    return f"{failure.in_one_line}{where}"
 
 
 def _timeout_text(run: Run, failures: Mapping[int, Failure]) -> str:
@@ -156,7 +155,9 @@ def _timeout_text(run: Run, failures: Mapping[int, Failure]) -> str:
 
 
 def _is_same(one: Failure, other: Failure) -> bool:
-    return (one.type_name, one.message, one.where) == (other.type_name, other.message, other.where)
+    """Of a message that tells itself where the ranks are, as that of a mismatch does, their lines may differ."""
+    are_told = one.where in one.message and other.where in one.message
+    return (one.type_name, one.message) == (other.type_name, other.message) and (one.where == other.where or are_told)
 
 
 def _original(failure: Failure, common: Common) -> BaseException | None:

@@ -23,7 +23,7 @@ class Gathering:
         name: as the user called it, or the operation with its number, e.g. "all_reduce #12".
         call_site: e.g. "Cell In[3], line 2".
         arrived: when each rank came, by rank.
-        missing: the ranks that did not come yet.
+        missing: the ranks that did not come yet; if all have come, those that left again.
     """
 
     name: str
@@ -53,6 +53,11 @@ class _Open:
     call_site: str
     arrived: dict[int, float] = field(default_factory=dict)
     left: dict[int, float] = field(default_factory=dict)
+    gave_up: set[int] = field(default_factory=set)
+
+    def missing(self, ranks: Iterable[int]) -> tuple[int, ...]:
+        away = tuple(rank for rank in ranks if rank not in self.arrived)
+        return tuple(rank for rank in away if rank not in self.gave_up) or away
 
 
 class Barriers:
@@ -75,6 +80,7 @@ class Barriers:
             for rank in ranks:
                 barrier.arrived.pop(rank, None)
                 barrier.left.pop(rank, None)
+                barrier.gave_up.discard(rank)
         self._open = [barrier for barrier in self._open if barrier.arrived]
 
     def settle(self, now: float) -> None:
@@ -84,7 +90,7 @@ class Barriers:
     def waiting(self, ranks: Iterable[int]) -> list[Gathering]:
         """The barriers that somebody waits in; `ranks` are those that could come."""
         return [
-            Gathering(b.name, b.call_site, dict(b.arrived), tuple(rank for rank in ranks if rank not in b.arrived))
+            Gathering(b.name, b.call_site, dict(b.arrived), b.missing(ranks))
             for b in self._open
             if b.arrived.keys() - b.left.keys()
         ]
@@ -112,6 +118,7 @@ class Barriers:
             barrier.left[rank] = event.time
         else:
             del barrier.arrived[rank]
+            barrier.gave_up.add(rank)
         if len(barrier.left) == size or not barrier.arrived:
             self._open.remove(barrier)
 

@@ -9,6 +9,7 @@ next barrier works.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +58,15 @@ class _Arrival:
 
     Such ranks share one tally. Every change of it is one compare-and-set, so that giving up and the last arrival
     cannot both win. A tally of another step is one that a failure has left behind; it counts for nothing.
+
+    Attributes:
+        everybody: the ranks that have to come.
     """
 
     def __init__(self, store: Store, notes: Notes, rank: int, size: int, step: int) -> None:
         self._store, self._notes = store, notes
-        self._rank, self._size, self._step = rank, size, step
+        self._rank, self._step = rank, step
+        self.everybody = range(size)
 
     def enter(self) -> _Tally:
         """Note that this rank is here, if that is not noted; returns the tally."""
@@ -79,7 +84,7 @@ class _Arrival:
             tally = self.enter()
             if tally.is_sealed:
                 return []
-            missing = sorted(set(range(self._size)) - tally.arrived - self._noted(tally))
+            missing = sorted(set(self.everybody) - tally.arrived - self._noted(tally))
             if missing:
                 return missing
             sealed = _Tally(self._step, tally.arrived, is_sealed=True)
@@ -100,7 +105,7 @@ class _Arrival:
 
     def _noted(self, tally: _Tally) -> set[int]:
         """The ranks without a timeout that have come."""
-        return self._notes.here([rank for rank in range(self._size) if rank not in tally.arrived], self._step)
+        return self._notes.here([rank for rank in self.everybody if rank not in tally.arrived], self._step)
 
     def _swap(self, expected: _Tally | None, wanted: _Tally | None) -> _Tally | None:
         """Put `wanted` in the place of `expected`, None for nothing; returns what the store then holds."""
@@ -162,13 +167,22 @@ def _step() -> int:
 
 def _wait_for_arrivals(arrival: _Arrival, name: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
+    never: Sequence[int] = arrival.everybody
     for pause in pauses():
         missing = arrival.missing()
+        never = [rank for rank in never if rank in missing]
         left = deadline - time.monotonic()
         if not missing:
             return
         if left <= 0:
             if arrival.withdraw():
-                raise BarrierTimeout(f"{describe_ranks(missing)} did not arrive at {name!r} within {timeout:g} s")
+                raise BarrierTimeout(_what_was_missing(never, missing, name, timeout))
             return
         time.sleep(min(pause, left))
+
+
+def _what_was_missing(never: Sequence[int], missing: Sequence[int], name: str, timeout: float) -> str:
+    """Whoever has come and left again, since its own time was over, is not to blame as long as others never came."""
+    if never:
+        return f"{describe_ranks(never)} did not arrive at {name!r} within {timeout:g} s"
+    return f"{describe_ranks(missing)} left {name!r} again before all had arrived"

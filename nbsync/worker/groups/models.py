@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
-from nbsync.worker.groups.replicas import changes, fingerprint, replicated, sides, tell_of_difference
+from nbsync.worker.groups.replicas import changes, fingerprint, replicated, sides, tell_difference
 from nbsync.worker.replacing import replace_function
 
 c10d: Any = _distributed_c10d  # what is used here has no types
@@ -89,7 +90,11 @@ class ModelKeeper:
         self._told = {}
 
     def _compare(self, group: str, ranks: Sequence[int], standings: Sequence[Standing]) -> None:
-        """Tell once of each model that the ranks have different copies of; the first of them tells."""
+        """Tell once of each model that the ranks have different copies of; the first of them tells.
+
+        Models of which the same is to be said share a line.
+        """
+        told: dict[str, None] = {}
         for model, *each in zip(self._told[group], *standings, strict=False):
             differing = sides(ranks, [found for _, _, found in each])
             if len(differing) < 2:
@@ -97,7 +102,9 @@ class ModelKeeper:
             elif model not in self._uneven:
                 self._uneven.add(model)
                 if model.process_group.rank() == 0:
-                    tell_of_difference(model, differing)
+                    told[tell_difference(model, differing)] = None
+        for line in told:
+            print(line, file=sys.stderr)
 
     def changes(self) -> Iterator[tuple[str, int]]:
         """For each model, a number that is the same on all ranks while all take the same steps."""

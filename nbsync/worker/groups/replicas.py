@@ -6,7 +6,6 @@ before an optimizer step and another after it; from then on they would train dif
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -57,13 +56,19 @@ def sides(ranks: Sequence[int], prints: Sequence[int | None]) -> list[list[int]]
     return list(together.values())
 
 
-def tell_of_difference(model: Any, differing: Sequence[Sequence[int]]) -> None:
-    """Say that these sides have other parameters, and what to do."""
+def tell_difference(model: Any, differing: Sequence[Sequence[int]]) -> str:
+    """That these sides have other parameters, and what to do."""
     who = " and ".join(describe_ranks(same) for same in differing)
-    name = type(model.module).__name__
+    what = f"nbsync: the DDP model {type(model.module).__name__} has other parameters on {who}"
+    if _has_others_than_wrapped(model):
+        return f"{what}: parameters were replaced after it was wrapped: wrap the model again"
     equal = ", or make them equal: `for p in model.parameters(): dist.broadcast(p.data, 0)`"
-    print(
-        f"nbsync: the DDP model {name} has other parameters on {who}: it was stopped where some were past an "
-        f"optimizer step and others were not. Load a checkpoint{'' if model.parameters_to_ignore else equal}",
-        file=sys.stderr,
+    return (
+        f"{what}, perhaps because it was stopped where some were past an optimizer step and others were not. "
+        f"Load a checkpoint{'' if model.parameters_to_ignore else equal}"
     )
+
+
+def _has_others_than_wrapped(model: Any) -> bool:
+    """Whether DDP made other parameters equal, and would reduce the gradients of others, than the module has now."""
+    return [*map(id, replicated(model))] != [*map(id, model._module_parameters)]
