@@ -29,9 +29,6 @@ WITH_EXAMPLES = [
 ]
 
 
-INTERNAL = {"from_plan", "call_inherited"}
-
-
 def public() -> Iterator[tuple[str, Any]]:
     """Every public function, and every public method of the public classes, by its name in the reference."""
     for name in sorted(set(nbsync.__all__) - {"tqdm"}):
@@ -39,7 +36,7 @@ def public() -> Iterator[tuple[str, Any]]:
         yield name, value
         if inspect.isclass(value):
             ours = [cls for cls in value.__mro__ if cls.__module__.startswith("nbsync")]
-            for method in sorted({n for cls in ours for n in vars(cls) if not n.startswith("_")} - INTERNAL):
+            for method in sorted({n for cls in ours for n in vars(cls) if not n.startswith("_")}):
                 yield f"{name}.{method}", next(vars(cls)[method] for cls in ours if method in vars(cls))
 
 

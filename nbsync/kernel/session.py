@@ -95,13 +95,6 @@ class Session:
         if not current.has_session():
             current.set_session(self)
 
-    @classmethod
-    def from_plan(cls, plan: Plan, inherited: Call | None = None) -> Session:
-        """A session started by a plan of its own; `inherited` is a function that the fork carries along."""
-        session = cls.__new__(cls)
-        session._begin(plan, inherited)
-        return session
-
     def _begin(self, plan: Plan, inherited: Call | None) -> None:
         self._plan, self._inherited = plan, inherited
         for line in (take_note(), plan.placement.note):
@@ -214,11 +207,6 @@ class Session:
         fleet, note = self._fleet, f"runs {_name(function)}()"
         return ask_for_values(fleet, make_call(function, args, kwargs, fleet.common), ranks, note=note, timeout=timeout)
 
-    def call_inherited(self, timeout: float | None = None) -> list[Any]:
-        """Call the function that the workers inherited by the fork, on all ranks."""
-        name = _name(self._inherited[0]) if self._inherited else "nothing"
-        return ask_for_values(self._fleet, RunCall, "all", note=f"runs {name}()", timeout=timeout)
-
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
         """Set variables on `ranks`: `session.push({"lr": 0.1})`. A class that they have already becomes as it is here.
 
@@ -314,6 +302,15 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def call_in_fresh_workers(plan: Plan, call: Call, timeout: float | None = None) -> list[Any]:
+    """Call a function in workers that are started for it, inherit it, and end with it."""
+    session = Session.__new__(Session)
+    session._begin(plan, call)
+    with session:
+        note = f"runs {_name(call[0])}()"
+        return ask_for_values(session._fleet, RunCall, "all", note=note, timeout=timeout)
 
 
 def _name(function: Callable[..., Any]) -> str:
