@@ -39,8 +39,7 @@ class Session:
         backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
         start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         env: variables to set in the workers, over everything that nbsync sets.
-        threads_per_worker: for torch and BLAS; None for the user's OMP_NUM_THREADS, else the cores divided among
-            the ranks.
+        threads_per_worker: for torch and BLAS; None for OMP_NUM_THREADS, else the cores divided among the ranks.
         numa: bind each rank to the processors near its GPU, as torchrun's `--numa-binding`: "node", "socket",
             "exclusive" or "core-complex".
         refill: bring a rank whose process has ended back at the end of the cell, or before the next one, as a fresh
@@ -124,6 +123,11 @@ class Session:
     def backend(self) -> str:
         """The process group's backend."""
         return self._plan.placement.backend
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the workers were started with: the arguments of `Session` by their names."""
+        return self._plan.options
 
     @property
     def is_running(self) -> bool:
@@ -309,8 +313,7 @@ def call_in_fresh_workers(plan: Plan, call: Call, timeout: float | None = None) 
     session = Session.__new__(Session)
     session._begin(plan, call)
     with session:
-        note = f"runs {_name(call[0])}()"
-        return ask_for_values(session._fleet, RunCall, "all", note=note, timeout=timeout)
+        return ask_for_values(session._fleet, RunCall, "all", note=f"runs {_name(call[0])}()", timeout=timeout)
 
 
 def _name(function: Callable[..., Any]) -> str:

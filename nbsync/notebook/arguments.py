@@ -65,6 +65,64 @@ def _add_run_options(parser: argparse.ArgumentParser, background: bool = True) -
     parser.add_argument("--push", default="", metavar="NAMES", help="first send these variables: a,b,c")
 
 
+def start_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Session` that the options of `%nbsync start` name.
+
+    Raises:
+        UsageError: a variable for the workers is none.
+    """
+    given = {
+        "num_processes": options.n,
+        "backend": options.backend,
+        "seed": options.seed,
+        "start_method": options.start_method,
+        "threads_per_worker": options.threads,
+        "numa": options.numa,
+        "refill": options.refill or None,
+        "compare_collectives": False if options.no_compare else None,
+        "env": dict(_assignment(text) for text in options.env) or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--env takes NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def check_same(asked: dict[str, Any], running: dict[str, Any]) -> None:
+    """Compare what a second start names, as arguments of `Session`, with what the workers were started with.
+
+    Raises:
+        UsageError: something is not the same; it names the options and the way out.
+    """
+    named = asked.get("env", {})
+    running = running | {"env": {name: value for name, value in running["env"].items() if name in named}}
+    differ = [name for name, value in asked.items() if value != running[name]]
+    if differ:
+        have, want = (", ".join(_as_option(name, values[name]) for name in differ) for values in (running, asked))
+        raise UsageError(
+            f"workers run already, with {have} instead of {want}: `%nbsync stop` ends them, "
+            "then `%nbsync start ...` starts others"
+        )
+
+
+_OPTIONS = {"num_processes": "-n", "threads_per_worker": "--threads", "compare_collectives": "--no-compare"}
+_FLAGS = {"refill": True, "compare_collectives": False}  # what the option makes of the argument
+
+
+def _as_option(name: str, value: Any) -> str:
+    """`--seed 3`, or `no --seed`."""
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    if name == "env":
+        return " ".join(f"--env {key}={text}" for key, text in value.items()) or "no such --env"
+    if name in _FLAGS:
+        return option if value is _FLAGS[name] else f"no {option}"
+    return f"no {option}" if value is None else f"{option} {value}"
+
+
 @cache
 def distributed() -> Parser:
     parser = _parser("%%distributed", "Run the cell on all ranks, or on those named.")
@@ -105,7 +163,7 @@ def nbsync() -> Parser:
     start.add_argument("-n", type=int, metavar="N", help="number of ranks; default: one per GPU, or 2")
     start.add_argument("--backend", metavar="NAME", help="gloo | nccl | cpu:gloo,cuda:nccl")
     start.add_argument("--seed", type=int, metavar="SEED", help="make the ranks' random states reproducible")
-    start.add_argument("--start-method", default="auto", metavar="METHOD", help="auto | fork | forkserver | spawn")
+    start.add_argument("--start-method", metavar="METHOD", help="auto | fork | forkserver | spawn; default: auto")
     start.add_argument("--threads", type=int, metavar="N", help="for each worker; default: the cores divided by ranks")
     start.add_argument("--numa", metavar="HOW", help="node | socket | exclusive | core-complex: near each rank's GPU")
     start.add_argument("--refill", action="store_true", help="bring a rank back when its process has ended")

@@ -87,7 +87,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             session.run_cell(code, rest, timeout=options.timeout, execution_count=self._count)
 
     def _wait_for_everyone(self, options: argparse.Namespace) -> None:
-        self._session().run_cell(
+        self._existing().run_cell(
             f"world.wait_for_everyone({' '.join(options.name) or None!r})", execution_count=self._count
         )
 
@@ -112,23 +112,12 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import has_session, session, set_session
         from nbsync.kernel.session import Session
 
+        asked = arguments.start_arguments(options)
         if has_session():
+            arguments.check_same(asked, session().options)
             print(f"nbsync runs already: {session().status().describe()}\n`%nbsync restart` gives fresh workers")
             return
-        env = dict(_assignment(text) for text in options.env)
-        set_session(
-            Session(
-                options.n,
-                backend=options.backend,
-                start_method=options.start_method,
-                env=env,
-                threads_per_worker=options.threads,
-                numa=options.numa,
-                seed=options.seed,
-                refill=options.refill,
-                compare_collectives=not options.no_compare,
-            )
-        )
+        set_session(Session(**asked))
         print(f"nbsync: {_workers(session().world_size)}, {session().backend}")
 
     def _status(self, options: argparse.Namespace) -> None:
@@ -258,13 +247,6 @@ def _are_fresh(ranks: tuple[int, ...]) -> str:
 
 def _names(text: str) -> list[str]:
     return [name for part in text.split(",") for name in part.split()]
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UsageError(f"--env takes NAME=VALUE, got {text!r}")
-    return name, value
 
 
 def _our_names() -> Iterable[tuple[str, str]]:

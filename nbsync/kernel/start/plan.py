@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from nbsync.errors import UsageError
 from nbsync.kernel.output.printer import Label, bracket_label
@@ -54,6 +55,18 @@ class Plan:
     label: Label = bracket_label
     fold: bool = True
     progress: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As the arguments of `Session`."""
+        same = ("start_method", "numa", "seed", "refill", "compare_collectives", "progress")
+        return {
+            "num_processes": self.placement.world_size,
+            "backend": self.placement.backend,
+            "env": dict(self.env),
+            "threads_per_worker": self.threads,
+            **{name: getattr(self, name) for name in same},
+        }
 
 
 def checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
