@@ -172,6 +172,8 @@ def nbsync() -> Parser:
     commands.add_parser("status", help="what every rank is doing")
     stack = commands.add_parser("stack", help="where every rank is, also while it is busy")
     stack.add_argument("ranks", nargs="?", default="all", metavar="SPEC", help="which ranks; default: all")
+    wait = commands.add_parser("wait", help="until nothing runs in the background", allow_abbrev=False)
+    wait.add_argument("--timeout", type=_seconds, metavar="S", help="S seconds at most; what runs goes on")
     commands.add_parser("interrupt", help="interrupt what runs")
     restart = commands.add_parser("restart", help="fresh workers, copies of the notebook as it is now")
     restart.add_argument("--ranks", metavar="SPEC", help="only these; the others keep their state")

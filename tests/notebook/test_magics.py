@@ -179,7 +179,7 @@ def test_bad_rank_specs(live: Notebook, spec: str) -> None:
         ("%%on_rank\n1", ["SPEC"]),
         ("%%main_process_first --locl\n1", ["--local"]),
         ("%wait_for_everyone --name a", ["--name", "NAME"]),
-        ("%nbsync strat", ["start", "status", "interrupt", "restart", "stop", "push", "pull"]),
+        ("%nbsync strat", ["start", "status", "wait", "interrupt", "restart", "stop", "push", "pull"]),
         ("%nbsync start --sed 1", ["--seed", "--backend"]),
         ("%nbsync start --start-method thread", ["run already", "--start-method auto", "%nbsync stop"]),
         ("%nbsync push", ["NAME"]),
@@ -322,7 +322,14 @@ def test_stop(live: Notebook) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    ["%nbsync restart", "%nbsync pull x", "x = 1\n%nbsync push x", "%nbsync interrupt", "%wait_for_everyone"],
+    [
+        "%nbsync restart",
+        "%nbsync pull x",
+        "x = 1\n%nbsync push x",
+        "%nbsync interrupt",
+        "%nbsync wait",
+        "%wait_for_everyone",
+    ],
 )
 def test_without_a_session(notebook: Notebook, cell: str) -> None:
     """What needs workers says that there are none, and how to start them."""
