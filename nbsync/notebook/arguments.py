@@ -37,11 +37,28 @@ class Parser(argparse.ArgumentParser):
             words = shlex.split(line)
         except ValueError as error:
             self.error(f"{error} in {line!r}")
-        return self.parse_args(words)
+        options = self.parse_args(_joined(words))
+        if isinstance(getattr(options, "ranks", None), list):
+            options.ranks = " ".join(options.ranks)
+        return options
+
+
+def _joined(words: list[str]) -> list[str]:
+    """A list that is written with spaces, `0, 1`, is one word."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].endswith(","):
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 class HelpShown(Exception):
     """`-h` was answered; there is nothing more to do."""
+
+
+_SPEC = "0 | 0,2 | 0-3 | main | local_main | last | all"
 
 
 def _seconds(text: str) -> float:
@@ -127,7 +144,7 @@ def _as_option(name: str, value: Any) -> str:
 def distributed() -> Parser:
     parser = _parser("%%distributed", "Run the cell on all ranks, or on those named.")
     parser.add_argument("-n", type=int, metavar="N", help="number of ranks, when this cell starts the workers")
-    parser.add_argument("--ranks", default="all", metavar="SPEC", help="0 | 0,2 | 0-3 | main | local_main | last | all")
+    parser.add_argument("--ranks", nargs="+", default="all", metavar="SPEC", help=_SPEC)
     _add_run_options(parser)
     return parser
 
@@ -135,7 +152,7 @@ def distributed() -> Parser:
 @cache
 def on_rank() -> Parser:
     parser = _parser("%%on_rank", "Run the cell on the ranks named only; the others skip it.")
-    parser.add_argument("ranks", metavar="SPEC", help="0 | 0,2 | 0-3 | main | local_main | last | all")
+    parser.add_argument("ranks", nargs="+", metavar="SPEC", help=_SPEC)
     _add_run_options(parser)
     return parser
 
@@ -171,12 +188,12 @@ def nbsync() -> Parser:
     start.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable for the workers")
     commands.add_parser("status", help="what every rank is doing")
     stack = commands.add_parser("stack", help="where every rank is, also while it is busy")
-    stack.add_argument("ranks", nargs="?", default="all", metavar="SPEC", help="which ranks; default: all")
+    stack.add_argument("ranks", nargs="*", default="all", metavar="SPEC", help="which ranks; default: all")
     wait = commands.add_parser("wait", help="until nothing runs in the background", allow_abbrev=False)
     wait.add_argument("--timeout", type=_seconds, metavar="S", help="S seconds at most; what runs goes on")
     commands.add_parser("interrupt", help="interrupt what runs")
     restart = commands.add_parser("restart", help="fresh workers, copies of the notebook as it is now")
-    restart.add_argument("--ranks", metavar="SPEC", help="only these; the others keep their state")
+    restart.add_argument("--ranks", nargs="+", metavar="SPEC", help="only these; the others keep their state")
     commands.add_parser("stop", help="end the workers")
     view = commands.add_parser("view", help="how the next cells show bars and barriers")
     view.add_argument("mode", nargs="?", choices=("on", "off", "compact"), help="default: say which it is")

@@ -147,6 +147,10 @@ def test_line_numbers_under_a_nested_cell_magic(live: Notebook) -> None:
         ("last", [1]),
         ("all", [0, 1]),
         ("main,last", [0, 1]),
+        ("0, 1", [0, 1]),
+        ("0 1", [0, 1]),
+        ("0 - 1", [0, 1]),
+        ("main , last", [0, 1]),
     ],
 )
 def test_rank_specs(live: Notebook, spec: str, ranks: list[int]) -> None:
@@ -415,7 +419,11 @@ def test_push(live: Notebook) -> None:
     live.run("only = 1\n%nbsync push only --ranks 1").ok()
     assert live.run("%%distributed\n'only' in globals()").ok().texts == ["[0] False", "[1] True"]
     live.run("a, b = 1, 2").ok()
-    assert live.run("%%distributed --push a,b\na + b").ok().texts == ["[0-1] 3"]
+    for names in ("a,b", "a, b"):
+        assert live.run(f"%%distributed --push {names}\na + b").ok().texts == ["[0-1] 3"]
+    live.run("c, d = 3, 4\n%nbsync push c, d --ranks 0, 1").ok()
+    assert live.run("%%distributed --ranks 0 1 --timeout 60\nc + d").ok().texts == ["[0-1] 7"]
+    assert live.run("%nbsync stack 0 1").ok().stdout == "rank 0 is idle\n\nrank 1 is idle\n\n"
 
 
 def test_pull(live: Notebook) -> None:
