@@ -119,7 +119,7 @@ def right_hand_sides() -> list[tuple[str, str]]:
 def test_coming_from_elsewhere(plain_notebook: Notebook) -> None:
     """Every right-hand side runs, from top to bottom in one notebook, and shows what stands below it."""
     cells = right_hand_sides()
-    assert len(cells) == 10
+    assert len(cells) == 13
     for code, expected in cells:
         outcome = plain_notebook.run(code).ok()
         if expected:
@@ -129,7 +129,7 @@ def test_coming_from_elsewhere(plain_notebook: Notebook) -> None:
 def test_both_sides_are_the_same_program() -> None:
     """Every tool is there, with the lines that do the work on both sides."""
     rows = _ROW.findall((DOCS / "coming-from.md").read_text())
-    assert len(rows) == 4
+    assert len(rows) == 5
     for left, right in rows:
         for line in ("error = weight[0] * x + weight[1] - (3 * x + 1)", "torch.linspace(-1, 1, 64)[rank::"):
             assert line in left

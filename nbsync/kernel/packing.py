@@ -36,3 +36,8 @@ def make_push(variables: Mapping[str, Any], common: Common) -> Callable[[int], P
     with interrupted_while(f"packing {', '.join(variables)} for the ranks"):
         values = pack_variables(variables, common)
     return partial(Push, values=values, sources=sources_of(variables.values()))
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What the user calls it."""
+    return getattr(function, "__name__", type(function).__name__)

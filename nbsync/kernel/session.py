@@ -13,7 +13,7 @@ from nbsync.kernel.aftermath import take_note
 from nbsync.kernel.ask import Ranks, ask, ask_for_values, checked_variables, choose, raise_for
 from nbsync.kernel.fleet import Fleet
 from nbsync.kernel.output.sink import Sink, make_sink, tell
-from nbsync.kernel.packing import make_call, make_push
+from nbsync.kernel.packing import make_call, make_push, name_of
 from nbsync.kernel.results import show_results
 from nbsync.kernel.sigint import sigint_later
 from nbsync.kernel.start.devices import count_gpus, place
@@ -96,9 +96,8 @@ class Session:
 
     def _begin(self, plan: Plan, inherited: Call | None) -> None:
         self._plan, self._inherited = plan, inherited
-        for line in (take_note(), plan.placement.note):
-            if line:
-                tell(make_sink(), line)
+        for line in filter(None, (take_note(), plan.placement.note)):
+            tell(make_sink(), line)
         self._start_fleet()
 
     def _start_fleet(self) -> None:
@@ -140,7 +139,12 @@ class Session:
         return self._fleet.state.in_phase(Phase.DEAD)
 
     def status(self) -> Snapshot:
-        """What every rank is doing now, as far as the kernel knows without asking."""
+        """What every rank is doing now, as far as the kernel knows without asking.
+
+        Returns:
+            `ranks` has of each its `rank`, `pid`, `phase` (its `value` is "starting", "idle", "busy" or "dead"), `note`
+                (what it does, or how its process ended) and `bars`; `describe()` says it in words.
+        """
         return self._fleet.traffic.snapshot()
 
     def describe(self) -> str:
@@ -208,7 +212,7 @@ class Session:
             TransferError: the function, an argument or a returned value cannot be sent.
             Others as `run_cell`; no KeyboardInterrupt if the function catches it, and returns on all ranks.
         """
-        fleet, note = self._fleet, f"runs {_name(function)}()"
+        fleet, note = self._fleet, f"runs {name_of(function)}()"
         return ask_for_values(fleet, make_call(function, args, kwargs, fleet.common), ranks, note=note, timeout=timeout)
 
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
@@ -248,7 +252,8 @@ class Session:
             ranks: which ranks, as `run_cell`.
 
         Returns:
-            By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
+            By rank, with `line` (of the user's code), `waiting_in` (the operation of torch.distributed, or None) and
+                `stack` (lines of text); None for one that does not answer: it holds the GIL in C code, or is stopped.
         """
         chosen = choose(self._fleet, ranks)
         found = self._fleet.traffic.peek(chosen)
@@ -288,9 +293,8 @@ class Session:
             self._fleet.close()
             self._start_fleet()
         except KeyboardInterrupt as error:
-            when = error.ranks_in_lines if isinstance(error, Interrupted) else ()
             gone = f"the workers are gone: `%nbsync start -n {self.world_size}` starts others"
-            raise Interrupted([*when, gone]) from None
+            raise Interrupted([*getattr(error, "ranks_in_lines", ()), gone]) from None
         return tuple(range(self.world_size))
 
     def close(self) -> None:
@@ -313,8 +317,4 @@ def call_in_fresh_workers(plan: Plan, call: Call, timeout: float | None = None) 
     session = Session.__new__(Session)
     session._begin(plan, call)
     with session:
-        return ask_for_values(session._fleet, RunCall, "all", note=f"runs {_name(call[0])}()", timeout=timeout)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+        return ask_for_values(session._fleet, RunCall, "all", note=f"runs {name_of(call[0])}()", timeout=timeout)
