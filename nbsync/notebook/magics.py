@@ -23,7 +23,7 @@ from nbsync.errors import (
 )
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.start import culprit
-from nbsync.notebook import arguments, background, outlet
+from nbsync.notebook import arguments, background, completion, outlet
 from nbsync.notebook.view import mode
 
 _PLAIN = (UsageError, NoSession, RankBusy, StartError, TransferError)
@@ -278,6 +278,7 @@ def _our_names() -> Iterable[tuple[str, str]]:
 def register(shell: InteractiveShell) -> None:
     """Add the magics to the shell, and show the workers' output in it."""
     shell.register_magics(NbsyncMagics)
+    completion.register(shell)
     outlet.install()
     culprit.watch()
     if os.environ.get("NBSYNC_FORKSERVER") == "preload":
@@ -296,3 +297,4 @@ def unregister(shell: InteractiveShell) -> None:
         print(f"nbsync: {session.world_size} workers were ended with the extension; their variables are gone")
     for kind, name in _our_names():
         shell.magics_manager.magics[kind].pop(name, None)
+    completion.unregister(shell)
