@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from nbsync.errors import Interrupted, UsageError
@@ -245,18 +244,20 @@ class Session:
         values = ask_for_values(self._fleet, lambda n: Pull(n, expressions), ranks, note="sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 
-    def peek(self, ranks: Ranks = "all") -> dict[int, Where | None]:
+    def peek(self, ranks: Ranks = "all", names_of: str | None = None) -> dict[int, Where | None]:
         """Where each rank is, also while it is busy: its line, what it waits in, its stack.
 
         Args:
             ranks: which ranks, as `run_cell`.
+            names_of: "" for the names of its variables as well, "model.head" for those of an object's attributes.
 
         Returns:
             By rank, with `line` (of the user's code), `waiting_in` (the operation of torch.distributed, or None) and
-                `stack` (lines of text); None for one that does not answer: it holds the GIL in C code, or is stopped.
+                `stack` (lines of text) and `names`; None for one that does not answer: it holds the GIL in C code, or
+                is stopped.
         """
         chosen = choose(self._fleet, ranks)
-        found = self._fleet.traffic.peek(chosen)
+        found = self._fleet.traffic.peek(chosen, names_of=names_of)
         return {rank: found.get(rank) for rank in chosen}
 
     def stack(self, ranks: Ranks = "all") -> str:
@@ -306,9 +307,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

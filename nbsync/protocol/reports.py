@@ -93,6 +93,7 @@ class Where:
         memory: what the process holds; None where that cannot be told.
         stack: the whole Python stack as text, innermost last.
         must: what the collective has to be on all ranks, where it is known.
+        names: those that were asked for.
     """
 
     ticket: int
@@ -108,3 +109,4 @@ class Where:
     memory: Memory | None = None
     stack: tuple[str, ...] = ()
     must: str | None = None
+    names: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
+from nbsync.worker.names import names_of
 from nbsync.worker.places import collective_in, describe_file, is_alone, peer_in, users_line, walk_stack
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -130,8 +131,8 @@ class Attendant:
                     now = time.monotonic()
                     self.released, self._release_at = message, now + RELEASE_GRACE
                     self._stillness.begin(run, now)
-            case Peek(ticket, with_stack):
-                self._channel.send(self._where(ticket, with_stack))
+            case Peek():
+                self._channel.send(self._where(message))
             case request:
                 self.inbox.put(request)
 
@@ -196,7 +197,7 @@ class Attendant:
     def _main_stack(self) -> list[Any]:
         return walk_stack(sys._current_frames().get(self._main or 0))
 
-    def _where(self, ticket: int, with_stack: bool) -> Where:
+    def _where(self, asked: Peek) -> Where:
         frame = sys._current_frames().get(self._main or 0)
         frames = walk_stack(frame)
         current = self._watch.current
@@ -205,7 +206,7 @@ class Attendant:
         if name == ASYNCHRONOUS and isinstance(current, Message):
             name, peer = current
         return Where(
-            ticket,
+            asked.ticket,
             self._interrupts.run,
             users_line(frames),
             name,
@@ -216,8 +217,9 @@ class Attendant:
             time_queued(threading.get_native_id()) if name else 0.0,
             is_alone(self._main, threading.get_ident()) if name else True,
             self.memory.read(),
-            tuple(_format_stack(frame)) if with_stack else (),
+            tuple(_format_stack(frame)) if asked.with_stack else (),
             collective.must if collective else None,
+            names_of(asked.names_of) if asked.names_of is not None else (),
         )
 
 

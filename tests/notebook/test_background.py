@@ -64,6 +64,7 @@ def test_wait_for_several(live: Notebook) -> None:
 def test_wait_has_a_limit(live: Notebook) -> None:
     """After it the run goes on. That, and a cell meanwhile, say what waits for it, and what interrupts it."""
     number = live.run(f"{BACKGROUND}{UNTIL_GO}").number
+    assert poll(lambda: "ranks 0-1: busy" in live.run("%nbsync status").stdout, 10)
     for cell in ("%nbsync wait --timeout 0.2", "%%distributed\npass"):
         outcome = live.run(cell)
         outcome.failed("UsageError")

@@ -1,10 +1,10 @@
-"""What Tab offers after a magic."""
+"""What Tab offers after a magic, and in a cell of the ranks."""
 
 from __future__ import annotations
 
 import pytest
 
-from notebooks import Notebook
+from notebooks import Notebook, poll
 
 ASK = """
 def asked(text):
@@ -66,3 +66,49 @@ def test_unload_takes_it_away(fresh_notebook: Notebook) -> None:
     assert "status" not in offers(fresh_notebook, "%nbsync st")[0]
     fresh_notebook.run("%load_ext nbsync").ok()
     assert offers(fresh_notebook, "%nbsync stat") == (["status"], "stat")
+
+
+@pytest.fixture
+def trained(live: Notebook) -> Notebook:
+    """Two ranks with names that the notebook does not have."""
+    cell = (
+        "%%distributed\nmodel = torch.nn.Sequential(torch.nn.Linear(2, 2)); model.head = torch.nn.Linear(1, 1)\n"
+        "if rank == 1: only_there = 1\n"
+        "class Fragile:\n    def __getattr__(self, name): 1 / 0\n    @property\n    def value(self): 1 / 0\n"
+        "    @property\n    def __dict__(self): 1 / 0\n"
+        "fragile = Fragile()"
+    )
+    live.run(cell).ok()
+    return live
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("%%distributed\nworld.gather_o", "gather_object"),
+        ("%%distributed --timeout 5\nx = dist.monitored_b", "monitored_barrier"),
+        ("%%distributed\nprint(model.head.wei", "weight"),
+        ("%%distributed\nmodel.zero_g", "zero_grad"),
+        ("%%main_process_first\nmod", "model"),
+        ("%%on_rank last\nonly_", "only_there"),
+        ("%%distributed --ranks 1, 0\nfragile.val", None),
+        ("%%distributed\nonly_", None),
+        ("%%on_rank 7\nonly_", None),
+        ("%%distributed\nnever().wei", None),
+        ("%%distributed\nmodel.never.wei", None),
+        ("model.wei", None),
+    ],
+)
+def test_names_on_the_ranks(trained: Notebook, text: str, match: str | None) -> None:
+    """Variables of the first rank of the cell, and what its objects have; in other cells those of the notebook."""
+    assert offers(trained, text)[0] == ([match] if match else [])
+    assert trained.run("%%distributed\nrank").ok().texts == ["[0] 0", "[1] 1"]
+
+
+def test_names_of_a_busy_rank(trained: Notebook) -> None:
+    """It is not waited for."""
+    trained.run("%%distributed --background\nimport time; time.sleep(600)").ok()
+    assert poll(lambda: "ranks 0-1: busy" in trained.run("%nbsync status").stdout, 10)
+    assert offers(trained, "%%distributed\nmodel.head.wei") == (["weight"], "wei")
+    trained.run("%nbsync interrupt").ok()
+    trained.run("%nbsync wait").failed("KeyboardInterrupt")
