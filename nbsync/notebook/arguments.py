@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from functools import cache
 from typing import Any, NoReturn
@@ -43,11 +44,14 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
+_NUMBERS = re.compile(r"\d[\d\s,-]*")
+
+
 def _joined(words: list[str]) -> list[str]:
-    """A list that is written with spaces, `0, 1`, is one word."""
+    """A list that is written with spaces, `0, 1` or `0 1`, is one word; names may follow."""
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1].endswith(","):
+        if joined and (joined[-1].endswith(",") or (_NUMBERS.fullmatch(joined[-1]) and _NUMBERS.fullmatch(word))):
             joined[-1] += f" {word}"
         else:
             joined.append(word)

@@ -43,7 +43,8 @@ class _Background:
         if isinstance(self.error, KeyboardInterrupt):
             return f"{self.title}, in the background, was interrupted"
         summary = self.error.summary if isinstance(self.error, WorkerError) else str(self.error)
-        return f"{self.title}, in the background, has failed: {summary.partition(chr(10))[0]}"
+        first, _, _ = summary.partition("\n")
+        return f"{self.title}, in the background, has failed: {first}"
 
 
 _cells: list[_Background] = []  # in the order they began; of each rank that ended, the last

@@ -421,7 +421,7 @@ def test_push(live: Notebook) -> None:
     live.run("a, b = 1, 2").ok()
     for names in ("a,b", "a, b"):
         assert live.run(f"%%distributed --push {names}\na + b").ok().texts == ["[0-1] 3"]
-    live.run("c, d = 3, 4\n%nbsync push c, d --ranks 0, 1").ok()
+    live.run("c, d = 3, 4\n%nbsync push c, d --ranks 0, 1\n%nbsync push --ranks 0 1 c d").ok()
     assert live.run("%%distributed --ranks 0 1 --timeout 60\nc + d").ok().texts == ["[0-1] 7"]
     assert live.run("%nbsync stack 0 1").ok().stdout == "rank 0 is idle\n\nrank 1 is idle\n\n"
 
