@@ -35,7 +35,7 @@ _CONFIG = {
     "members_order": "source",
     "signature_crossrefs": False,
     "show_if_no_docstring": False,
-    "filters": ["!^_", "!^from_plan$", "!^call_inherited$"],
+    "filters": ["!^_"],
 }
 
 

@@ -29,9 +29,6 @@ WITH_EXAMPLES = [
 ]
 
 
-INTERNAL = {"from_plan", "call_inherited"}
-
-
 def public() -> Iterator[tuple[str, Any]]:
     """Every public function, and every public method of the public classes, by its name in the reference."""
     for name in sorted(set(nbsync.__all__) - {"tqdm"}):
@@ -39,7 +36,7 @@ def public() -> Iterator[tuple[str, Any]]:
         yield name, value
         if inspect.isclass(value):
             ours = [cls for cls in value.__mro__ if cls.__module__.startswith("nbsync")]
-            for method in sorted({n for cls in ours for n in vars(cls) if not n.startswith("_")} - INTERNAL):
+            for method in sorted({n for cls in ours for n in vars(cls) if not n.startswith("_")}):
                 yield f"{name}.{method}", next(vars(cls)[method] for cls in ours if method in vars(cls))
 
 
@@ -122,7 +119,7 @@ def right_hand_sides() -> list[tuple[str, str]]:
 def test_coming_from_elsewhere(plain_notebook: Notebook) -> None:
     """Every right-hand side runs, from top to bottom in one notebook, and shows what stands below it."""
     cells = right_hand_sides()
-    assert len(cells) == 10
+    assert len(cells) == 13
     for code, expected in cells:
         outcome = plain_notebook.run(code).ok()
         if expected:
@@ -132,7 +129,7 @@ def test_coming_from_elsewhere(plain_notebook: Notebook) -> None:
 def test_both_sides_are_the_same_program() -> None:
     """Every tool is there, with the lines that do the work on both sides."""
     rows = _ROW.findall((DOCS / "coming-from.md").read_text())
-    assert len(rows) == 4
+    assert len(rows) == 5
     for left, right in rows:
         for line in ("error = weight[0] * x + weight[1] - (3 * x + 1)", "torch.linspace(-1, 1, 64)[rank::"):
             assert line in left

@@ -90,16 +90,19 @@ def test_the_name_of_the_distribution() -> None:
 
 
 def test_every_magic_is_described() -> None:
-    """The table has all magics and all commands of `%nbsync`, and no option that does not exist."""
+    """The table has all magics and all commands of `%nbsync`, with all their options, and no other option."""
     from nbsync.notebook import arguments
     from nbsync.notebook.magics import NbsyncMagics
 
     table = section("Magics")
     parsers = [getattr(arguments, name)() for kind in ("cell", "line") for name in NbsyncMagics.magics[kind]]
     commands = dict(subparsers(arguments.nbsync()))
-    described = [*(parser.prog for parser in parsers), *(f"%nbsync {name}" for name in commands)]
-    assert [name for name in described if f"`{name}" not in table] == []
-    exist = {text for parser in (*parsers, *commands.values()) for text in parser._option_string_actions}
+    described = {parser.prog: parser for parser in parsers} | {f"%nbsync {name}": commands[name] for name in commands}
+    rows = {name: next((row for row in table.splitlines() if f"`{name}" in row), "") for name in described}
+    assert [name for name in rows if not rows[name]] == []
+    options = {name: set(parser._option_string_actions) - {"-h", "--help"} for name, parser in described.items()}
+    assert {name: missing for name in rows if (missing := {o for o in options[name] if o not in rows[name]})} == {}
+    exist = {text for parser in described.values() for text in parser._option_string_actions}
     assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", table)) <= exist
 
 

@@ -249,7 +249,7 @@ class Dispatch:
         """So much more of what `rank` has displayed was shown, or never will be: it may display more."""
         self.send(rank, Shown(count))
 
-    def peek(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, Where]:
+    def peek(self, ranks: Sequence[int], timeout: float = 1.0, names_of: str | None = None) -> dict[int, Where]:
         """Where the main threads of `ranks` are. A rank that does not answer in time is left out."""
         answers: queue.SimpleQueue[tuple[int, Where]] = queue.SimpleQueue()
         with self._lock:
@@ -261,7 +261,7 @@ class Dispatch:
         deadline = time.monotonic() + timeout
         try:
             for rank in asked:
-                self.send(rank, Peek(ticket, with_stack=True))
+                self.send(rank, Peek(ticket, with_stack=True, names_of=names_of))
             while len(found) < len(asked):
                 rank, where = answers.get(timeout=max(0.0, deadline - time.monotonic()))
                 found[rank] = where

@@ -11,7 +11,7 @@ from typing import Any
 from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.output.printer import Label
 from nbsync.kernel.output.sink import make_sink, tell
-from nbsync.kernel.session import Session
+from nbsync.kernel.session import Session, call_in_fresh_workers
 from nbsync.kernel.start.plan import Plan, check_timeout, checked_env, checked_plan
 from nbsync.kernel.start.rendezvous import LOOPBACK
 
@@ -138,8 +138,7 @@ def _attempt(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], ti
     """Run in fresh workers, again in a new generation of them as long as restarts are left."""
     while True:
         try:
-            with Session.from_plan(plan, (function, args, {})) as session:
-                return session.call_inherited(timeout)
+            return call_in_fresh_workers(plan, (function, args, {}), timeout)
         except WorkerError as error:
             if plan.restart_count >= plan.max_restarts or error.after_interrupt:
                 raise

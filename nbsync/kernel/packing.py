@@ -39,5 +39,5 @@ def make_push(variables: Mapping[str, Any], common: Common) -> Callable[[int], P
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """How the user calls it."""
+    """What the user calls it."""
     return getattr(function, "__name__", type(function).__name__)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from nbsync.errors import UsageError
 from nbsync.protocol.words import format_ranks
 
-_ACCEPTED = "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture joined by commas"
-_RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
+_ACCEPTED = "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture (0,last or 0 last)"
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 def parse_ranks(spec: str, world_size: int) -> tuple[int, ...]:
@@ -24,8 +24,7 @@ def parse_ranks(spec: str, world_size: int) -> tuple[int, ...]:
         "all": range(world_size),
     }
     chosen: set[int] = set()
-    for part in spec.split(","):
-        name = part.strip()
+    for name in re.split(r",|\s+", re.sub(r"\s*([,-])\s*", r"\1", spec.strip())):
         chosen.update(words[name] if name in words else _parse_range(name, spec, world_size))
     return tuple(sorted(chosen))
 

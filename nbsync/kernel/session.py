@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from nbsync.kernel import current
@@ -36,8 +35,7 @@ class Session:
         backend: of the process group; None for gloo on CPU, and gloo with NCCL where each rank has a GPU.
         start_method: "fork", "forkserver", "spawn", or "auto": fork, but a fork server where a fork could not work.
         env: variables to set in the workers, over everything that nbsync sets.
-        threads_per_worker: for torch and BLAS; None for the user's OMP_NUM_THREADS, else the cores divided among
-            the ranks.
+        threads_per_worker: for torch and BLAS; None for OMP_NUM_THREADS, else the cores divided among the ranks.
         numa: bind each rank to the processors near its GPU, as torchrun's `--numa-binding`: "node", "socket",
             "exclusive" or "core-complex".
         refill: bring a rank whose process has ended back at the end of the cell, or before the next one, as a fresh
@@ -91,18 +89,10 @@ class Session:
         if not current.has_session():
             current.set_session(self)
 
-    @classmethod
-    def from_plan(cls, plan: Plan, inherited: Call | None = None) -> Session:
-        """A session started by a plan of its own; `inherited` is a function that the fork carries along."""
-        session = cls.__new__(cls)
-        session._begin(plan, inherited)
-        return session
-
     def _begin(self, plan: Plan, inherited: Call | None) -> None:
         self._plan, self._inherited = plan, inherited
-        for line in (take_note(), plan.placement.note):
-            if line:
-                tell(make_sink(), line)
+        for line in filter(None, (take_note(), plan.placement.note)):
+            tell(make_sink(), line)
         self._start_fleet()
 
     def _start_fleet(self) -> None:
@@ -129,6 +119,11 @@ class Session:
         return self._plan.placement.backend
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What the workers were started with: the arguments of `Session` by their names."""
+        return self._plan.options
+
+    @property
     def is_running(self) -> bool:
         """Whether the workers are there."""
         return self._fleet.is_running
@@ -139,7 +134,12 @@ class Session:
         return self._fleet.state.in_phase(Phase.DEAD)
 
     def status(self) -> Snapshot:
-        """What every rank is doing now, as far as the kernel knows without asking."""
+        """What every rank is doing now, as far as the kernel knows without asking.
+
+        Returns:
+            `ranks` has of each its `rank`, `pid`, `phase` (its `value` is "starting", "idle", "busy" or "dead"), `note`
+                (what it does, or how its process ended) and `bars`; `describe()` says it in words.
+        """
         return self._fleet.traffic.snapshot()
 
     def describe(self) -> str:
@@ -210,11 +210,6 @@ class Session:
         fleet, note = self._fleet, f"runs {name_of(function)}()"
         return ask_for_values(fleet, make_call(function, args, kwargs, fleet.common), ranks, note=note, timeout=timeout)
 
-    def call_inherited(self, timeout: float | None = None) -> list[Any]:
-        """Call the function that the workers inherited by the fork, on all ranks."""
-        name = name_of(self._inherited[0]) if self._inherited else "nothing"
-        return ask_for_values(self._fleet, RunCall, "all", note=f"runs {name}()", timeout=timeout)
-
     def push(self, values: Mapping[str, Any], ranks: Ranks = "all") -> None:
         """Set variables on `ranks`: `session.push({"lr": 0.1})`. A class that they have already becomes as it is here.
 
@@ -249,20 +244,23 @@ class Session:
         values = ask_for_values(self._fleet, lambda n: Pull(n, expressions), ranks, note="sends variables")
         return [value[0] for value in values] if len(expressions) == 1 else values
 
-    def peek(self, ranks: Ranks = "all") -> dict[int, Where | None]:
+    def peek(self, ranks: Ranks = "all", names_of: str | None = None) -> dict[int, Where | None]:
         """Where each rank is, also while it is busy: its line, what it waits in, its stack.
 
         Args:
             ranks: which ranks, as `run_cell`.
+            names_of: "" for the names of its variables as well, "model.head" for those of an object's attributes.
 
         Returns:
-            By rank; None for one that did not answer within a second: it holds the GIL in C code, or is stopped.
+            By rank, with `line` (of the user's code), `waiting_in` (the operation of torch.distributed, or None),
+                `stack` (lines of text) and `names`; None for one that did not answer within a second: it holds the GIL
+                in C code, or is stopped.
 
         Raises:
             NoSession: the workers have been ended. UsageError: there are no such ranks.
         """
         chosen = choose(self._fleet, ranks)
-        found = self._fleet.traffic.peek(chosen)
+        found = self._fleet.traffic.peek(chosen, names_of=names_of)
         return {rank: found.get(rank) for rank in chosen}
 
     def stack(self, ranks: Ranks = "all") -> str:
@@ -314,7 +312,13 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def call_in_fresh_workers(plan: Plan, call: Call, timeout: float | None = None) -> list[Any]:
+    """Call a function in workers that are started for it, inherit it, and end with it."""
+    session = Session.__new__(Session)
+    session._begin(plan, call)
+    with session:
+        return ask_for_values(session._fleet, RunCall, "all", note=f"runs {name_of(call[0])}()", timeout=timeout)

@@ -13,7 +13,7 @@ from nbsync.protocol.messages import Done
 from nbsync.protocol.reports import Bar, BarrierEvent, Memory, Progress, Where
 from nbsync.protocol.words import describe_ranks
 
-OPEN_BARS = 16  # of one rank that are kept
+OPEN_BARS = 16  # of one rank that are kept, beside its first
 CLOSED_BARS = 8
 
 
@@ -267,6 +267,8 @@ def _count_shared(ranks: Sequence[RankState]) -> int:
 
 
 def _kept(bars: list[Bar]) -> tuple[Bar, ...]:
-    """The open bars, and the closed ones that came last."""
-    kept = [bar for bar in bars if not bar.closed][-OPEN_BARS:] + [bar for bar in bars if bar.closed][-CLOSED_BARS:]
-    return tuple(sorted(kept, key=lambda bar: bar.number))
+    """The first, in which the others may be nested; the open ones, and of the closed ones the newest of each name."""
+    newest = {bar.name or bar.number: bar.number for bar in bars}
+    told = [bar for bar in bars if not bar.closed or newest[bar.name or bar.number] == bar.number]
+    opened, closed = ([bar for bar in told[1:] if bar.closed is over] for over in (False, True))
+    return tuple(told[:1] + sorted(opened[-OPEN_BARS:] + closed[-CLOSED_BARS:], key=lambda bar: bar.number))

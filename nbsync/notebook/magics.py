@@ -22,8 +22,7 @@ from nbsync.errors import (
 )
 from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.start import culprit
-from nbsync.notebook import arguments, outlet
-from nbsync.notebook.background import run_in_background
+from nbsync.notebook import arguments, background, completion, outlet
 from nbsync.notebook.view import mode
 from nbsync.protocol.words import describe_ranks
 
@@ -61,7 +60,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
 
     @line_magic
     def nbsync(self, line: str) -> None:
-        """The session from the line: start, status, interrupt, stack, restart, stop, view, push, pull."""
+        """The session from the line: start, status, wait, interrupt, stack, restart, stop, view, push, pull."""
         self._plainly(self._nbsync, arguments.nbsync(), line)
 
     # ---- cells ----
@@ -87,7 +86,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             session.run_cell(code, rest, timeout=options.timeout, execution_count=self._count)
 
     def _wait_for_everyone(self, options: argparse.Namespace) -> None:
-        self._session().run_cell(
+        self._existing().run_cell(
             f"world.wait_for_everyone({' '.join(options.name) or None!r})", execution_count=self._count
         )
 
@@ -98,6 +97,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             None: self._status,
             "start": self._start,
             "status": self._status,
+            "wait": self._wait,
             "interrupt": self._interrupt,
             "stack": self._stack,
             "restart": self._restart,
@@ -112,29 +112,25 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import has_session, session, set_session
         from nbsync.kernel.session import Session
 
+        asked = arguments.start_arguments(options)
         if has_session():
+            arguments.check_same(asked, session().options)
             print(f"nbsync runs already: {session().status().describe()}\n`%nbsync restart` gives fresh workers")
             return
-        env = dict(_assignment(text) for text in options.env)
-        set_session(
-            Session(
-                options.n,
-                backend=options.backend,
-                start_method=options.start_method,
-                env=env,
-                threads_per_worker=options.threads,
-                numa=options.numa,
-                seed=options.seed,
-                refill=options.refill,
-                compare_collectives=not options.no_compare,
-            )
-        )
+        set_session(Session(**asked))
         print(f"nbsync: {_workers(session().world_size)}, {session().backend}")
 
     def _status(self, options: argparse.Namespace) -> None:
         from nbsync.kernel.current import has_session, session
 
-        print(session().describe() if has_session() else "no workers: `%nbsync start` starts them")
+        if not has_session():
+            print("no workers: `%nbsync start` starts them")
+            return
+        print("\n".join([session().describe(), *(f"  {line}" for line in background.describe())]))
+
+    def _wait(self, options: argparse.Namespace) -> None:
+        if not background.wait(options.timeout, self._existing().interrupt):
+            print("nothing runs in the background")
 
     def _stack(self, options: argparse.Namespace) -> None:
         print(self._existing().stack(options.ranks))
@@ -149,6 +145,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import session
 
         ranks = session().restart(options.ranks)
+        if options.ranks is None:
+            background.forget()
         fresh = _are_fresh(ranks) if options.ranks else _workers(len(ranks), "fresh ")
         print(f"nbsync: {fresh}, {session().backend}")
 
@@ -158,6 +156,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         if has_session():
             session().close()
             set_session(None)
+            background.forget()
 
     def _view(self, options: argparse.Namespace) -> None:
         if options.mode is not None:
@@ -198,7 +197,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         except _PLAIN as error:
             if isinstance(error, WorkerError):  # a rank's, of this type too: it shows the line of the cell
                 raise
-            raise IPythonUsageError(str(error)) from None
+            also = ", `%nbsync wait` waits for it" if isinstance(error, RankBusy) and background.is_running() else ""
+            raise IPythonUsageError(f"{error}{also}") from None
 
     def _session(self, size: int | None = None) -> Any:
         """The current session; started now if there is none."""
@@ -240,7 +240,12 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             session.run_cell(code, ranks, **how)
             return
         session.check_idle(ranks)  # what is wrong from the beginning ends this cell
-        run_in_background(self.shell, lambda sink: session.run_cell(code, ranks, sink=sink, **how))
+        background.run_in_background(
+            self.shell,
+            lambda sink: session.run_cell(code, ranks, sink=sink, **how),
+            f"Cell In[{self._count}]",
+            parse_ranks(ranks, session.world_size),
+        )
 
     @property
     def _count(self) -> int:
@@ -260,13 +265,6 @@ def _names(text: str) -> list[str]:
     return [name for part in text.split(",") for name in part.split()]
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UsageError(f"--env takes NAME=VALUE, got {text!r}")
-    return name, value
-
-
 def _our_names() -> Iterable[tuple[str, str]]:
     return (
         ("cell", "distributed"),
@@ -280,6 +278,7 @@ def _our_names() -> Iterable[tuple[str, str]]:
 def register(shell: InteractiveShell) -> None:
     """Add the magics to the shell, and show the workers' output in it."""
     shell.register_magics(NbsyncMagics)
+    completion.register(shell)
     outlet.install()
     culprit.watch()
     if os.environ.get("NBSYNC_FORKSERVER") == "preload":
@@ -294,6 +293,8 @@ def unregister(shell: InteractiveShell) -> None:
 
     for session in open_sessions():
         session.close()
+        background.forget()
         print(f"nbsync: {session.world_size} workers were ended with the extension; their variables are gone")
     for kind, name in _our_names():
         shell.magics_manager.magics[kind].pop(name, None)
+    completion.unregister(shell)

@@ -107,10 +107,15 @@ class Release:
 
 @dataclass(frozen=True)
 class Peek:
-    """Ask the helper thread where the main thread is; answered by `Where`."""
+    """Ask the helper thread where the main thread is; answered by `Where`.
+
+    Attributes:
+        names_of: also for the names of this, if it is not None.
+    """
 
     ticket: int
     with_stack: bool = False
+    names_of: str | None = None
 
 
 @dataclass(frozen=True)

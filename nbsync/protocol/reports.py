@@ -100,6 +100,7 @@ class Where:
         stack: the whole Python stack as text, innermost last.
         must: what the collective has to be on all ranks, where it is known.
         is_ddp: it waits, as DDP does, for what was begun in a backward pass.
+        names: those that were asked for.
     """
 
     ticket: int
@@ -117,3 +118,4 @@ class Where:
     must: str | None = None
     group_name: str = ""
     is_ddp: bool = False
+    names: tuple[str, ...] = ()

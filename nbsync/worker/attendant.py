@@ -33,6 +33,7 @@ from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
+from nbsync.worker.names import names_of
 from nbsync.worker.pace import Pace
 from nbsync.worker.places import collective_in, ends_backward_pass, is_alone, peer_in, users_line, walk_stack
 from nbsync.worker.tracebacks import is_own
@@ -141,8 +142,8 @@ class Attendant:
                     now = time.monotonic()
                     self._released, self._release_at = message, now + RELEASE_GRACE
                     self._stillness.begin(run, now)
-            case Peek(ticket, with_stack):
-                self._channel.send(self._where(ticket, with_stack))
+            case Peek():
+                self._channel.send(self._where(message))
             case Shown(count):
                 self.pace.shown(count)
             case request:
@@ -210,7 +211,7 @@ class Attendant:
     def _main_stack(self) -> list[Any]:
         return walk_stack(sys._current_frames().get(self._main or 0))
 
-    def _where(self, ticket: int, with_stack: bool) -> Where:
+    def _where(self, asked: Peek) -> Where:
         frame = sys._current_frames().get(self._main or 0)
         frames = walk_stack(frame)
         current = self._watch.current
@@ -219,7 +220,7 @@ class Attendant:
         if name == ASYNCHRONOUS and isinstance(current, Message):
             name, peer = current
         return Where(
-            ticket,
+            asked.ticket,
             self._interrupts.run,
             users_line(frames),
             name,
@@ -230,10 +231,11 @@ class Attendant:
             time_queued(threading.get_native_id()) if name else 0.0,
             is_alone(self._main, threading.get_ident()) if name else True,
             self.memory.read(),
-            tuple(_format_stack(frame)) if with_stack else (),
+            tuple(_format_stack(frame)) if asked.with_stack else (),
             collective.must if collective else None,
             collective.group if collective else "",
             ends_backward_pass(frames),
+            names_of(asked.names_of) if asked.names_of is not None else (),
         )
 
 

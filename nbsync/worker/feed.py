@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.reports import Bar, BarrierEvent, Progress
 
-MOST_BARS = 24  # in one message: more than anybody can look at
+MOST_BARS = 24  # in one message, beside the first of all: more than anybody can look at
 MOST_EVENTS = 1000  # entered and left barriers in one message; of more than that the oldest are forgotten
 
 #: Looks at a bar that is still open; None where it cannot be looked at now.
@@ -106,8 +106,9 @@ class Feed:
     def _take(self) -> Progress:
         moved = {number: self._bars.pop(number) for number in list(self._bars)}
         events = tuple(self._barriers.popleft() for _ in range(len(self._barriers)))
-        newest = sorted(number for number, look in moved.items() if look is not None)[-MOST_BARS:]
-        looks = (self._look(look) for look in map(moved.__getitem__, newest) if look is not None)
+        numbers = sorted(number for number, look in moved.items() if look is not None)
+        chosen = [n for n in numbers[:-MOST_BARS] if n == self._first] + numbers[-MOST_BARS:]
+        looks = (self._look(look) for look in map(moved.__getitem__, chosen) if look is not None)
         bars = tuple(bar for bar in looks if bar is not None)
         gone = tuple(number for number, look in moved.items() if look is None and number in self._told)
         self._told = (self._told | {bar.number for bar in bars if not bar.closed}).difference(

@@ -42,14 +42,32 @@ def test_bars_move_and_go(state: WorldState) -> None:
 
 
 def test_of_many_bars_some_are_kept(state: WorldState) -> None:
-    """Open ones before closed ones, the newest of each; the count is of all."""
+    """The first, the newest open and the newest closed ones; the count is of all."""
     for start in range(0, 1000, 10):
-        tell(state, *(replace(BAR, number=number, closed=number > 100) for number in range(start, start + 10)))
+        numbers = range(start, start + 10)
+        tell(state, *(replace(BAR, number=each, name=f"b{each}", closed=each > 100) for each in numbers))
     tell(state, count=1_000_000)
     first = state.snapshot(2.0).ranks[0]
-    assert sum(not bar.closed for bar in first.bars) == OPEN_BARS
+    assert [bar.number for bar in first.bars if not bar.closed] == [0, *range(101 - OPEN_BARS, 101)]
     assert [bar.number for bar in first.bars if bar.closed] == list(range(1000 - CLOSED_BARS, 1000))
-    assert first.hidden == 1_000_000 - OPEN_BARS - CLOSED_BARS
+    assert first.hidden == 1_000_000 - 1 - OPEN_BARS - CLOSED_BARS
+
+
+def test_of_each_name_the_newest_is_kept(state: WorldState) -> None:
+    """So the outer bar of nested ones stays to the end. Those that are open are all kept, and those without a name."""
+    outer = replace(BAR, name="epochs")
+    for epoch in range(9):
+        for offset, name in enumerate(("train", "eval"), 1):
+            inner = replace(BAR, name=name, number=2 * epoch + offset)
+            tell(state, replace(outer, n=epoch), inner)
+            tell(state, replace(inner, closed=True))
+    tell(state, replace(outer, n=9, closed=True), count=19)
+    first = state.snapshot(2.0).ranks[0]
+    assert [(bar.name, bar.number) for bar in first.bars] == [("epochs", 0), ("train", 17), ("eval", 18)]
+    assert first.hidden == 16
+    others = [replace(BAR, name=name, number=n, closed=n > 21) for n, name in enumerate(["eval", "eval", "", ""], 20)]
+    tell(state, *others)
+    assert [bar.number for bar in state.snapshot(2.0).ranks[0].bars] == [0, 17, 20, 21, 22, 23]
 
 
 def test_who_is_waited_for_in_words() -> None:

@@ -147,6 +147,10 @@ def test_line_numbers_under_a_nested_cell_magic(live: Notebook) -> None:
         ("last", [1]),
         ("all", [0, 1]),
         ("main,last", [0, 1]),
+        ("0, 1", [0, 1]),
+        ("0 1", [0, 1]),
+        ("0 - 1", [0, 1]),
+        ("main , last", [0, 1]),
     ],
 )
 def test_rank_specs(live: Notebook, spec: str, ranks: list[int]) -> None:
@@ -179,9 +183,9 @@ def test_bad_rank_specs(live: Notebook, spec: str) -> None:
         ("%%on_rank\n1", ["SPEC"]),
         ("%%main_process_first --locl\n1", ["--local"]),
         ("%wait_for_everyone --name a", ["--name", "NAME"]),
-        ("%nbsync strat", ["start", "status", "interrupt", "restart", "stop", "push", "pull"]),
+        ("%nbsync strat", ["start", "status", "wait", "interrupt", "restart", "stop", "push", "pull"]),
         ("%nbsync start --sed 1", ["--seed", "--backend"]),
-        ("%nbsync start --start-method thread", ["runs already", "auto"]),
+        ("%nbsync start --start-method thread", ["run already", "--start-method auto", "%nbsync stop"]),
         ("%nbsync push", ["NAME"]),
         ("%nbsync push not_defined", ["not_defined"]),
         ("%%distributed --push not_defined\n1", ["not_defined"]),
@@ -191,11 +195,10 @@ def test_bad_rank_specs(live: Notebook, spec: str) -> None:
 def test_usage_errors_name_the_choices(live: Notebook, cell: str, said: list[str]) -> None:
     """What the user mistyped is told in a line or two with what may stand there, without a traceback."""
     outcome = live.run(cell)
-    if "runs already" not in outcome.stdout:
-        outcome.failed("UsageError")
+    outcome.failed("UsageError")
     text = outcome.stderr + outcome.stdout
     assert "Traceback" not in text
-    assert any(word in text for word in said) if "auto" in said else all(word in text for word in said), text
+    assert all(word in text for word in said), text
 
 
 @pytest.mark.parametrize(
@@ -271,13 +274,30 @@ def test_what_cannot_begin_in_the_background(live: Notebook) -> None:
 
 
 def test_second_start_says_what_runs(live: Notebook) -> None:
-    """Another start leaves the workers alone and says which run."""
+    """Another start leaves the workers alone and says which run, also where it names how they were started."""
     pids = _pids(live)
-    said = live.run("%nbsync start -n 3").ok().stdout
-    assert "runs already" in said
-    assert "2 ranks, gloo" in said
-    assert "restart" in said
+    for options in ("", "-n 2", "-n 2 --backend gloo --start-method auto"):
+        said = live.run(f"%nbsync start {options}").ok().stdout
+        assert "runs already" in said
+        assert "2 ranks, gloo" in said
+        assert "restart" in said
     assert _pids(live) == pids
+
+
+def test_second_start_with_other_options(notebook: Notebook) -> None:
+    """It is an error that names what differs and the way out, and the workers are left alone."""
+    notebook.run("%nbsync stop").ok()
+    notebook.run("%nbsync start -n 2 --refill --env A=1 --env B=1").ok()
+    pids = _pids(notebook)
+    notebook.run("%nbsync start -n 2 --refill --env B=1").ok()
+    outcome = notebook.run("%nbsync start -n 4 --refill --seed 0 --no-compare --threads 1 --env A=2")
+    outcome.failed("UsageError")
+    have = "-n 2, no --seed, no --threads, no --no-compare, --env A=1"
+    want = "-n 4, --seed 0, --threads 1, --no-compare, --env A=2"
+    assert f"with {have} instead of {want}: `%nbsync stop`" in outcome.stderr
+    assert "`%nbsync start ...`" in outcome.stderr
+    assert _pids(notebook) == pids
+    notebook.run("%nbsync stop").ok()
 
 
 def test_status(live: Notebook) -> None:
@@ -318,7 +338,17 @@ def test_stop(live: Notebook) -> None:
     live.run("%nbsync stop").ok()
 
 
-@pytest.mark.parametrize("cell", ["%nbsync restart", "%nbsync pull x", "x = 1\n%nbsync push x", "%nbsync interrupt"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "%nbsync restart",
+        "%nbsync pull x",
+        "x = 1\n%nbsync push x",
+        "%nbsync interrupt",
+        "%nbsync wait",
+        "%wait_for_everyone",
+    ],
+)
 def test_without_a_session(notebook: Notebook, cell: str) -> None:
     """What needs workers says that there are none, and how to start them."""
     notebook.run("%nbsync stop").ok()
@@ -403,7 +433,11 @@ def test_push(live: Notebook) -> None:
     live.run("only = 1\n%nbsync push only --ranks 1").ok()
     assert live.run("%%distributed\n'only' in globals()").ok().texts == ["[0] False", "[1] True"]
     live.run("a, b = 1, 2").ok()
-    assert live.run("%%distributed --push a,b\na + b").ok().texts == ["[0-1] 3"]
+    for names in ("a,b", "a, b"):
+        assert live.run(f"%%distributed --push {names}\na + b").ok().texts == ["[0-1] 3"]
+    live.run("c, d = 3, 4\n%nbsync push c, d --ranks 0, 1\n%nbsync push --ranks 0 1 c d").ok()
+    assert live.run("%%distributed --ranks 0 1 --timeout 60\nc + d").ok().texts == ["[0-1] 7"]
+    assert live.run("%nbsync stack 0 1").ok().stdout == "rank 0 is idle\n\nrank 1 is idle\n\n"
 
 
 def test_pull(live: Notebook) -> None:

@@ -156,6 +156,19 @@ print("after")""").ok()
     assert "b 100%" in " ".join(view_of(outcome).split())
 
 
+def test_nested_bars_at_the_end(live: Notebook) -> None:
+    """The outer bar is there to the end, and of those in it the last with each name."""
+    outcome = live.run("""%%distributed
+from tqdm import tqdm
+for e in tqdm(range(30), desc="epochs"):
+    for i in tqdm(range(5), desc="train"): pass
+    for i in tqdm(range(3), desc="eval"): pass""").ok()
+    view = " ".join(view_of(outcome).split())
+    for name, end in (("epochs", "30/30"), ("train", "5/5"), ("eval", "3/3")):
+        assert view.count(f"{name} 100% {end}") == 2, view  # of each rank; what they have in common has other numbers
+    assert view.count("and 58 more bars") == 2
+
+
 def test_a_cell_in_the_background(live: Notebook) -> None:
     """Its view goes on in the cell that started it, while the next cells have none."""
     live.start("""%%distributed --background

@@ -88,14 +88,14 @@ def test_the_helper_thread_is_woken_once() -> None:
 
 
 def test_many_bars_in_one_message_are_cut() -> None:
-    """The newest are told, and how many there are."""
+    """The first and the newest are told, and how many there are."""
     feed, sent = make()
     for number in range(1000):
         feed.add_bar(number)
         feed.bar(number, replace(BAR, number=number))
     feed.send(sent, 5.0)
     (message,) = sent.messages
-    assert [bar.number for bar in message.bars] == list(range(1000 - MOST_BARS, 1000))
+    assert [bar.number for bar in message.bars] == [0, *range(1000 - MOST_BARS, 1000)]
     assert message.count == 1000
 
 

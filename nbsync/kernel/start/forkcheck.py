@@ -90,8 +90,9 @@ def check_fork() -> ForkCheck:
     Nothing is changed by it: no accelerator is initialised, and torch is not imported.
 
     Returns:
-        The findings: accelerators and by whom they were initialised, pools of native threads, threads of Python,
-        libraries and connections that do not survive a fork. It is true when a forked worker would work.
+        True when a forked worker would work (`may_fork`); shown, it is a report. `findings` are accelerators and by
+            whom they were initialised, pools of native threads, threads of Python, libraries and connections that do
+            not survive a fork, each with `what` was found, what it `means`, and whether it `forbids` the fork.
     """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (_system, _accelerators, _threads, _libraries, _connections)
     return ForkCheck(tuple(finding for check in checks for finding in check()))

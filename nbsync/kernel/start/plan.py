@@ -63,6 +63,18 @@ class Plan:
     fold: bool = True
     progress: bool = True
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """As the arguments of `Session`."""
+        same = ("start_method", "numa", "seed", "refill", "compare_collectives", "progress")
+        return {
+            "num_processes": self.placement.world_size,
+            "backend": self.placement.backend,
+            "env": dict(self.env),
+            "threads_per_worker": self.threads,
+            **{name: getattr(self, name) for name in same},
+        }
+
 
 def checked_plan(
     num_processes: int | None,

@@ -69,10 +69,13 @@ def _head(snapshot: Snapshot) -> str:
 
 
 def _shared(snapshot: Snapshot, final: bool) -> list[FoldedBar]:
-    """The bars that several ranks have; of those that are over everywhere, before the end, as many as there is room."""
+    """The bars that several ranks have, at the end the first and the last of them.
+
+    Before, those that are over everywhere as far as there is room.
+    """
     folded = fold_bars(snapshot)
     if final:
-        return folded[-MOST_FOLDED:]
+        return folded[:1] + folded[1:][1 - MOST_FOLDED :]
     moving = [bar for bar in folded if not bar.closed][-MOST_FOLDED:]
     free = min(MOST_FOLDED, max(1, snapshot.shared)) - len(moving)
     over = [bar for bar in folded if bar.closed][-free:] if free > 0 else []
@@ -130,11 +133,9 @@ def _slots(state: RankState) -> int:
 
 
 def _newest(bars: tuple[Bar, ...]) -> list[Bar]:
-    """The open ones first; of those that are over, the last."""
-    closed = [bar for bar in bars if bar.closed]
-    opened = [bar for bar in bars if not bar.closed][-MOST_BARS:]
-    room = MOST_BARS - len(opened)
-    return sorted(opened + (closed[-room:] if room else []), key=lambda bar: bar.number)
+    """The first, in which the others may be nested; of these the open ones before those that are over, the last."""
+    rest = sorted(bars[1:], key=lambda bar: (not bar.closed, bar.number))[1 - MOST_BARS :]
+    return [*bars[:1], *sorted(rest, key=lambda bar: bar.number)]
 
 
 def _held(memory: Memory | None) -> str:
