@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import sys
 import time
@@ -36,13 +35,14 @@ from nbsync.protocol.messages import (
     Work,
 )
 from nbsync.protocol.serial import Common, pack, set_common, unpack
-from nbsync.protocol.spec import COMPILER, STACK_SIGNAL, Call, Endpoints, WorkerSpec
+from nbsync.protocol.spec import COMPILER, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
+from nbsync.worker.crashes import keep_showing_stacks, show_stacks
 from nbsync.worker.failure import describe, follows_from_others, has_ended_connection, identify, is_rendered_elsewhere
 from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
@@ -127,8 +127,7 @@ class Worker:
         self.interrupts = Interrupts()
         self.interrupts.install()
         self.streams = Streams(ends.stdout, ends.stderr, self.interrupts.shield)
-        faulthandler.enable(self.streams.err, all_threads=False)
-        faulthandler.register(STACK_SIGNAL, self.streams.err, all_threads=False)
+        show_stacks(self.streams.err)
         os.environ.update(spec.environ)
         meeting = MeetingPoint(spec.host, spec.port, spec.world_size, spec.secret)
         self.groups = GroupKeeper(meeting, spec.rank, spec.world_size, self.interrupts.shield)
@@ -219,6 +218,7 @@ class Worker:
         self.feed.begin(isinstance(request, Work) and request.show_bars)
         self.recorder.doing = f"received {request.size}" if isinstance(request, GivenUp) else ""
         self._caught, self._follows = 0.0, False
+        keep_showing_stacks(self.streams.err)
         try:
             try:  # no generator: those cannot pass on every error
                 self.interrupts.begin(run)

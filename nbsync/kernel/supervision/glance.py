@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nbsync.errors import describe_ranks
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
+from nbsync.protocol.handlers import has_handler
 from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import STACK_SIGNAL
 
@@ -49,8 +50,10 @@ def describe_stacks(fleet: Fleet, ranks: Sequence[int]) -> str:
         if pid is None:
             parts.append(f"rank {rank} was ended\n")
             continue
-        fleet.traffic.signal(rank, STACK_SIGNAL)
-        in_c = "it holds the GIL in C code; its stack shows in the output of its cell"
+        in_c = "it holds the GIL in C code"
+        if has_handler(pid, STACK_SIGNAL):  # else it would end by the signal
+            fleet.traffic.signal(rank, STACK_SIGNAL)
+            in_c += "; its stack shows in the output of its cell"
         parts.append(f"rank {rank} does not answer: {unusual_state(pid) or in_c}\n")
     return "\n".join(parts)
 
