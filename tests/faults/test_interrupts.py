@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -161,6 +163,17 @@ def test_row_21_idle(pair: Ranks) -> None:
         pair.notebook.interrupt()
     pair.assert_whole()
     assert pair.pids() == before
+
+
+def test_row_21_handler_of_the_users(pair: Ranks) -> None:
+    """What a handler of the user's raises between cells is shown with the next one, and ends nobody."""
+    pair.run("def late(*_): raise TimeoutError('too slow')\nsignal.signal(signal.SIGALRM, late)").ok()
+    before = pair.pids()
+    for pid in before:
+        os.kill(pid, signal.SIGALRM)
+    assert poll(lambda: "TimeoutError: too slow" in pair.run("rank").ok().stderr, GUARD)
+    assert pair.pids() == before
+    pair.assert_whole()
 
 
 def test_row_22_ten_interrupts(pair: Ranks) -> None:
