@@ -87,8 +87,7 @@ def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Comm
         process.detach_from_kernel(ends.kernel_pid)
         forget_inherited_exits()
         process.release_listeners()
-        if spec.scratch:
-            process.keep_sockets_in(spec.scratch)
+        process.keep_sockets_in(spec.scratch)
         set_common(common)
         Worker(spec, ends, inherited).serve()
     except BaseException:  # only reached by a defect in nbsync itself: serve() exits by itself
@@ -106,6 +105,7 @@ def work_fresh(index: int, ends: Endpoints, arrive: Callable[[], Arrived]) -> No
         os.dup2(ends.stdout, 1)
         os.dup2(ends.stderr, 2)
         arrived = arrive()
+        process.keep_sockets_in(arrived.specs[index].scratch)
         set_common(arrived.common)
         own = Worker(arrived.specs[index], ends, arrived.inherited)
         for line in arrived.complaints:

@@ -57,11 +57,13 @@ def release_listeners() -> None:
 
 
 def keep_sockets_in(folder: str) -> None:
-    """Have multiprocessing make its sockets, which DataLoader workers need, in `folder`.
+    """Have multiprocessing make its sockets, which DataLoader workers need, in `folder`, if there is one.
 
     A process that is killed cannot remove its own folder, as multiprocessing would have it.
     """
-    multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # children inherit it
+    if folder:
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # children inherit it
+        config["tempdir"] = folder
 
 
 def _is_listener(fd: int) -> bool:

@@ -120,8 +120,10 @@ def test_row_27_shutdown_with_children(kernel: Notebook) -> None:
     mine.assert_gone()
 
 
-def test_row_27_no_folder_is_left(kernel: Notebook) -> None:
-    """Nothing that DataLoader workers made is left in the folder for temporary files."""
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_row_27_no_folder_is_left(kernel: Notebook, method: str) -> None:
+    """Nothing that DataLoader workers made is left in the folder for temporary files, however the ranks started."""
+    kernel.run(f"%nbsync stop\n%nbsync start -n 2 --start-method {method}", GUARD).ok()
     kernel.run(f"{_BEGIN}{_LOADER}", GUARD).ok()
     assert list(kernel.tmp.iterdir())
     kernel._manager.shutdown_kernel()
