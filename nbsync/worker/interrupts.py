@@ -49,6 +49,7 @@ class Interrupts:
     def _listen(self) -> None:
         for number in (signal.SIGINT, INSIST_SIGNAL):
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, INSIST_SIGNAL))
 
     def _after_fork(self) -> None:
         self._shields = 0

@@ -73,6 +73,14 @@ def test_row_18_handlers_last_for_a_cell(pair: Ranks, handler: str) -> None:
     pair.assert_whole()
 
 
+def test_row_18_blocked_signals_last_for_a_cell(pair: Ranks) -> None:
+    """So do signals that a cell has blocked, and not let through again."""
+    pair.run("signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())").ok()
+    pair.interrupted("time.sleep(60)").failed("KeyboardInterrupt")
+    pair.run("signal.pthread_sigmask(signal.SIG_SETMASK, [])").ok()
+    pair.assert_whole()
+
+
 def test_row_18_input(pair: Ranks) -> None:
     """A rank cannot ask for input: an error says so at once, instead of a wait that nobody answers."""
     error = pair.fail("input('name? ')", "UsageError")
