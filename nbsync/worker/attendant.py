@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import linecache
 import os
-import queue
 import re
 import select
 import signal
@@ -31,6 +30,7 @@ from nbsync.worker.groups.operations import Collective, Message
 from nbsync.worker.groups.stillness import Stillness
 from nbsync.worker.groups.tasks import time_queued
 from nbsync.worker.groups.watch import CollectiveWatch
+from nbsync.worker.inbox import Inbox
 from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.names import names_of
@@ -57,7 +57,7 @@ class Attendant:
     def __init__(
         self, channel: Channel, interrupts: Interrupts, groups: GroupKeeper, watch: CollectiveWatch, feed: Feed
     ) -> None:
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.inbox = Inbox()
         self._released: Release | None = None
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch, self._feed = watch, feed

@@ -43,11 +43,15 @@ class Interrupts:
         self._main = threading.main_thread().ident
 
     def install(self) -> None:
-        signal.signal(signal.SIGINT, self._handle)
-        signal.signal(INSIST_SIGNAL, self._handle)
+        self._listen()
         os.register_at_fork(after_in_child=self._after_fork)
         self._guard_starts()
         self._guard_finalizers()
+
+    def _listen(self) -> None:
+        for number in (signal.SIGINT, INSIST_SIGNAL):
+            signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, INSIST_SIGNAL))
 
     def _after_fork(self) -> None:
         self._shields = self._puts_off = 0
@@ -116,7 +120,7 @@ class Interrupts:
         Raises:
             KeyboardInterrupt: it was interrupted before it began.
         """
-        signal.signal(signal.SIGINT, self._handle)
+        self._listen()
         self.run, self._pending, self._opened = run, False, time.monotonic()
         self._raised_at = self._insisted_at = float("-inf")
         if self.asked == run:

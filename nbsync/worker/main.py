@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import sys
 import time
@@ -31,13 +30,14 @@ from nbsync.protocol.messages import (
     Work,
 )
 from nbsync.protocol.serial import Common, set_common
-from nbsync.protocol.spec import COMPILER, STACK_SIGNAL, Call, Endpoints, WorkerSpec
+from nbsync.protocol.spec import COMPILER, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import performer, process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
 from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
+from nbsync.worker.crashes import keep_showing_stacks, show_stacks
 from nbsync.worker.failure import describe, follows_from_others, has_ended_connection, identify, is_rendered_elsewhere
 from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
@@ -85,8 +85,7 @@ def work(spec: WorkerSpec, ends: Endpoints, inherited: Call | None, common: Comm
         process.detach_from_kernel(ends.kernel_pid)
         forget_inherited_exits()
         process.release_listeners()
-        if spec.scratch:
-            process.keep_sockets_in(spec.scratch)
+        process.keep_sockets_in(spec.scratch)
         set_common(common)
         Worker(spec, ends, inherited).serve()
     except BaseException:  # only reached by a defect in nbsync itself: serve() exits by itself
@@ -104,6 +103,7 @@ def work_fresh(index: int, ends: Endpoints, arrive: Callable[[], Arrived]) -> No
         os.dup2(ends.stdout, 1)
         os.dup2(ends.stderr, 2)
         arrived = arrive()
+        process.keep_sockets_in(arrived.specs[index].scratch)
         set_common(arrived.common)
         own = Worker(arrived.specs[index], ends, arrived.inherited)
         for line in arrived.complaints:
@@ -124,8 +124,7 @@ class Worker:
         self.interrupts = Interrupts()
         self.interrupts.install()
         self.streams = Streams(ends.stdout, ends.stderr, self.interrupts.shield)
-        faulthandler.enable(self.streams.err, all_threads=False)
-        faulthandler.register(STACK_SIGNAL, self.streams.err, all_threads=False)
+        show_stacks(self.streams.err)
         os.environ.update(spec.environ)
         meeting = MeetingPoint(spec.host, spec.port, spec.world_size, spec.secret)
         self.groups = GroupKeeper(meeting, spec.rank, spec.world_size, self.interrupts.shield)
@@ -221,6 +220,7 @@ class Worker:
         self.feed.begin(isinstance(request, Work) and request.show_bars)
         self.recorder.doing = f"received {request.size}" if isinstance(request, GivenUp) else ""
         self._caught, self._follows = 0.0, False
+        keep_showing_stacks(self.streams.err)
         try:
             try:  # no generator: those cannot pass on every error
                 self.interrupts.begin(run)

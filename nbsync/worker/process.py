@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ def detach_from_kernel(kernel_pid: int) -> None:
     if os.getpgrp() != os.getpid():  # else it leads a session of its own
         os.setpgid(0, 0)
     die_with(kernel_pid)
+    _let_trackers_clean_up()
     _prefer_for_oom_kills()
     signal.set_wakeup_fd(-1)  # the kernel's event loop must not be woken by a worker's signals
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
@@ -32,6 +33,23 @@ def _prefer_for_oom_kills() -> None:
     """For want of memory a rank goes before the notebook, where the system allows to say so."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
         file.write(str(min(1000, int(file.read()) + 500)))
+
+
+def _let_trackers_clean_up() -> None:
+    """Keep multiprocessing's resource tracker out of the rank's process group, which is killed with the rank.
+
+    It removes the shared memory and semaphores of processes that were killed, and ends with the last of them. It leaves
+    the group by itself: its parent cannot take it out of it once another program runs in it.
+    """
+    util: Any = multiprocessing.util
+    original = util.spawnv_passfds
+
+    def spawnv_passfds(path: bytes, args: Sequence[str], passfds: Sequence[int]) -> int:
+        if "resource_tracker" in args[-1]:
+            args = [*args[:-1], f"import os; os.setpgid(0, 0); {args[-1]}"]
+        return int(original(path, args, passfds))
+
+    util.spawnv_passfds = spawnv_passfds
 
 
 def release_listeners() -> None:
@@ -49,11 +67,13 @@ def release_listeners() -> None:
 
 
 def keep_sockets_in(folder: str) -> None:
-    """Have multiprocessing make its sockets, which DataLoader workers need, in `folder`.
+    """Have multiprocessing make its sockets, which DataLoader workers need, in `folder`, if there is one.
 
     A process that is killed cannot remove its own folder, as multiprocessing would have it.
     """
-    multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # children inherit it
+    if folder:
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # children inherit it
+        config["tempdir"] = folder
 
 
 def _is_listener(fd: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -68,6 +70,14 @@ def test_row_18_handlers_last_for_a_cell(pair: Ranks, handler: str) -> None:
     """As in the notebook itself, what a cell makes of SIGINT holds until its end: the next one can be interrupted."""
     pair.run(f"signal.signal(signal.SIGINT, signal.{handler})").ok()
     pair.interrupted("time.sleep(60)").failed("KeyboardInterrupt")
+    pair.assert_whole()
+
+
+def test_row_18_blocked_signals_last_for_a_cell(pair: Ranks) -> None:
+    """So do signals that a cell has blocked, and not let through again."""
+    pair.run("signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())").ok()
+    pair.interrupted("time.sleep(60)").failed("KeyboardInterrupt")
+    pair.run("signal.pthread_sigmask(signal.SIG_SETMASK, [])").ok()
     pair.assert_whole()
 
 
@@ -161,6 +171,17 @@ def test_row_21_idle(pair: Ranks) -> None:
         pair.notebook.interrupt()
     pair.assert_whole()
     assert pair.pids() == before
+
+
+def test_row_21_handler_of_the_users(pair: Ranks) -> None:
+    """What a handler of the user's raises between cells is shown with the next one, and ends nobody."""
+    pair.run("def late(*_): raise TimeoutError('too slow')\nsignal.signal(signal.SIGALRM, late)").ok()
+    before = pair.pids()
+    for pid in before:
+        os.kill(pid, signal.SIGALRM)
+    assert poll(lambda: "TimeoutError: too slow" in pair.run("rank").ok().stderr, GUARD)
+    assert pair.pids() == before
+    pair.assert_whole()
 
 
 def test_row_22_ten_interrupts(pair: Ranks) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from worlds import GUARD, SETTLED
 
-from notebooks import Belongings, Notebook, family
+from notebooks import Belongings, Notebook, family, poll
 
 _START = "%load_ext nbsync\n%nbsync start -n 2"
 _BEGIN = "%%distributed\nimport time\nfrom nbsync.testing import inject\nprint('begun', rank)\n"
@@ -120,12 +121,35 @@ def test_row_27_shutdown_with_children(kernel: Notebook) -> None:
     mine.assert_gone()
 
 
-def test_row_27_no_folder_is_left(kernel: Notebook) -> None:
-    """Nothing that DataLoader workers made is left in the folder for temporary files."""
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_row_27_no_folder_is_left(kernel: Notebook, method: str) -> None:
+    """Nothing that DataLoader workers made is left in the folder for temporary files, however the ranks started."""
+    kernel.run(f"%nbsync stop\n%nbsync start -n 2 --start-method {method}", GUARD).ok()
     kernel.run(f"{_BEGIN}{_LOADER}", GUARD).ok()
     assert list(kernel.tmp.iterdir())
     kernel._manager.shutdown_kernel()
     assert not list(kernel.tmp.iterdir())
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_row_27_no_shared_memory_is_left(kernel: Notebook, end: str) -> None:
+    """What ranks have in /dev/shm by multiprocessing goes with them, and so does the process that removes it."""
+    cell = (
+        "%%distributed\nimport multiprocessing\nfrom multiprocessing.shared_memory import SharedMemory\n"
+        "memory = SharedMemory(create=True, size=100_000)\nlock = multiprocessing.get_context('spawn').Lock()\n"
+        "print(memory.name, lock._semlock.name[1:])"
+    )
+    shown = kernel.run(cell, GUARD).ok().stdout
+    files = [Path("/dev/shm", name.replace("mp-", "sem.mp-")) for name in re.findall(r"psm_\S+|mp-\S+", shown)]
+    assert [file.exists() for file in files] == 4 * [True]
+    mine = kernel.belongings()
+    if end == "kill":
+        kernel.kill()
+        mine.assert_gone()
+    else:
+        kernel.run("%nbsync stop", GUARD).ok()
+        assert poll(lambda: not family(kernel.pid, kernel.mark), GUARD)
+    assert [file for file in files if file.exists()] == []
 
 
 def test_row_27_restart_while_busy(kernel: Notebook) -> None:

@@ -253,6 +253,31 @@ def test_row_14_stack_is_shown(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+@pytest.mark.parametrize("number", ["SIGUSR2", "SIGRTMIN + 4"])
+def test_row_14_signal_without_its_handler(pair: Ranks, number: str) -> None:
+    """A rank whose code took the handler of a signal of nbsync away does not end by it."""
+    pair.begin(f"signal.signal(signal.{number}, 0)\nif rank == 1:\n    inject.hold_gil(4)\ndist.barrier()")
+    pair.notebook.interrupt()
+    outcome = pair.notebook.wait(GUARD)
+    error = outcome.failed("KeyboardInterrupt")
+    assert "rank 1 is in C code that lets no other thread run" in outcome.stderr
+    assert "rank 1: interrupted" in error.traceback
+    pair.assert_whole()
+
+
+def test_row_14_stack_is_shown_after_lost_handlers(pair: Ranks) -> None:
+    """What puts all handlers back as Python knows them, as Lightning's Trainer does, costs only its own cell stacks."""
+    pair.run("for number in signal.valid_signals() - {9, 19}: signal.signal(number, signal.getsignal(number))").ok()
+    pair.begin("if rank == 1:\n    inject.hold_gil(4)\ndist.barrier()")
+    pair.notebook.interrupt()
+    pair.notebook.wait_for_output("in hold_gil", GUARD)
+    pair.notebook.wait(GUARD).failed("KeyboardInterrupt")
+    outcome = pair.run("if rank == 1: inject.segfault()\ndist.barrier()")
+    outcome.failed("WorkerDied")
+    assert "Segmentation fault" in outcome.stderr
+    pair.bring_back(1)
+
+
 def test_row_14_one_interrupt_is_one(pair: Ranks) -> None:
     """What the kernel sends past a helper thread that is only late does not interrupt the user's clean-up."""
     cell = (

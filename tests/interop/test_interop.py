@@ -57,6 +57,14 @@ def test_in_a_cell(libraries: Notebook, name: str) -> None:
         assert cell.texts[-1:] == [f"[0-1] {RESULTS[name]}"]
 
 
+def test_stacks_after_lightning(libraries: Notebook) -> None:
+    """Lightning's Trainer takes handlers away that were set in C; the next cell has those of nbsync again."""
+    libraries.run(f"%%distributed -n 2\n{program('lightning_trainer')}", timeout=LIMIT).ok()
+    cell = "import os, signal\nfrom nbsync.protocol.handlers import has_handler"
+    cell += "\n[has_handler(os.getpid(), number) for number in (signal.SIGSEGV, signal.SIGUSR2)]"
+    assert libraries.run(f"%%distributed\n{cell}").ok().texts == ["[0-1] [True, True]"]
+
+
 def test_a_rank_has_no_prompt(notebook: Notebook) -> None:
     """Libraries that are imported on the ranks only do not take them for an interactive session."""
     cell = notebook.run("%%distributed -n 2\nimport sys\nhasattr(sys, 'ps1')").ok()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 
 from nbsync.kernel.supervision.evidence import unusual_state
+from nbsync.protocol.handlers import has_handler
 from nbsync.protocol.spec import INSIST_SIGNAL, STACK_SIGNAL
 from nbsync.protocol.words import ranks_do
 
@@ -57,7 +58,8 @@ class Insistence:
         if self._signal_at is not None and now >= self._signal_at:
             self._signal_at = None
             for rank in silent:
-                self._send_signal(rank, INSIST_SIGNAL)
+                if self._handles(rank, INSIST_SIGNAL):
+                    self._send_signal(rank, INSIST_SIGNAL)
         if self._tell_at is not None and now >= self._tell_at:
             self._tell_at = None
             self._tell([rank for rank in silent if rank not in moving and self._is_running(rank)])
@@ -65,6 +67,11 @@ class Insistence:
     def _is_running(self, rank: int) -> bool:
         pid = self._pid_of(rank)
         return pid is not None and unusual_state(pid) is None
+
+    def _handles(self, rank: int, number: int) -> bool:
+        """Whether the user's code has left the signal's handler in place: without one the rank would end by it."""
+        pid = self._pid_of(rank)
+        return pid is not None and has_handler(pid, number)
 
     def _tell(self, ranks: Iterable[int]) -> None:
         lines: dict[str, list[int]] = {}
@@ -75,7 +82,8 @@ class Insistence:
             seen = f" (seen last at {line})" if line else ""
             what = f"is in C code that lets no other thread run{seen}, or waiting for a processor"
             way_out = "interrupts wait for that to end, and a third one ends the cell without it"
-            self._notify(f"{ranks_do(same, what)}; {way_out}. Stack:")
-            for rank in same:
+            shown = [rank for rank in same if self._handles(rank, STACK_SIGNAL)]
+            self._notify(f"{ranks_do(same, what)}; {way_out}{'. Stack:' if shown else ''}")
+            for rank in shown:
                 self._send_signal(rank, STACK_SIGNAL)
         self._told.update(*lines.values())

@@ -1,0 +1,30 @@
+"""The stack that a rank writes by itself when it crashes, or when it is asked to while C code holds the GIL."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+from typing import TextIO
+
+from nbsync.protocol.handlers import has_handler
+from nbsync.protocol.spec import STACK_SIGNAL
+
+
+def show_stacks(file: TextIO) -> None:
+    """Have the stacks written to `file`."""
+    faulthandler.enable(file, all_threads=False)
+    faulthandler.register(STACK_SIGNAL, file, all_threads=False)
+
+
+def keep_showing_stacks(file: TextIO) -> None:
+    """Put back what the user's code has taken away, but no handler of its own in the place.
+
+    Code that puts all handlers back as `signal.getsignal` has told them, as Lightning's Trainer does, loses those of
+    faulthandler, which Python does not know. faulthandler goes on to believe that it is registered.
+    """
+    if faulthandler.is_enabled() and not has_handler(os.getpid(), signal.SIGSEGV):
+        faulthandler.disable()
+    if not has_handler(os.getpid(), STACK_SIGNAL):
+        faulthandler.unregister(STACK_SIGNAL)
+    show_stacks(file)
