@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from nbsync.kernel.hub import Hub
 
 _hub: Hub | None = None
+_lock = threading.Lock()
 _kept: list[Hub] = []  # in a worker: the kernel's hub, never to be destroyed there
 
 
@@ -14,12 +16,15 @@ def hub() -> Hub:
     """The hub, made at first need."""
     global _hub
     if _hub is None:
-        _hub = Hub()
+        with _lock:
+            if _hub is None:  # two threads may make their first session at once
+                _hub = Hub()
     return _hub
 
 
 def _after_fork() -> None:
-    global _hub
+    global _hub, _lock
+    _lock = threading.Lock()
     if _hub is not None:
         _kept.append(_hub)
     _hub = None

@@ -164,6 +164,24 @@ def test_a_thread_that_was_refused_is_started_later(monkeypatch: pytest.MonkeyPa
         assert session.call(lambda: "works") == ["works"]
 
 
+def test_two_threads_get_the_same_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when both are the first to need one."""
+    hubs: list[Any] = []
+    other = threading.Thread(target=lambda: hubs.append(switchboard.hub()))
+
+    def make() -> object:
+        if not other.ident:
+            other.start()
+            other.join(0.2)  # it cannot have one before this one is made
+        return object()
+
+    monkeypatch.setattr(switchboard, "_hub", None)
+    monkeypatch.setattr(switchboard, "Hub", make)
+    hubs.append(switchboard.hub())
+    other.join(LIMIT)
+    assert hubs[0] is hubs[1]
+
+
 def test_a_job_that_fails_costs_its_worker_only(
     hub: Hub, worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ from nbsync.errors import StartError
 from nbsync.kernel import scratch
 from nbsync.kernel.engines.local import LocalEngine
 from nbsync.kernel.guard import Guard
+from nbsync.kernel.hub import Exited
 from nbsync.kernel.reaping import kill_and_reap
 from nbsync.kernel.run import Run
 from nbsync.kernel.start import startup
@@ -113,6 +114,16 @@ def test_a_child_that_somebody_else_has_reaped_does_no_harm() -> None:
     pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ)
     assert os.WTERMSIG(kill_and_reap(pid)) == signal.SIGKILL
     assert kill_and_reap(pid) == 0
+
+
+def test_a_known_problem_is_told_also_when_the_time_is_up() -> None:
+    """It takes the place of the ranks that are late, which have none."""
+    start = Run(1, (0, 1))
+    waits = startup.Startup(start, None, "spawn")  # type: ignore[arg-type]
+    waits._limit = 0.0
+    start.inbox.put((1, "message", Exited(100, signal.SIGKILL)))
+    with pytest.raises(StartError, match="rank 1 was ended by SIGKILL during the start"):
+        waits.wait_until_alive()
 
 
 def test_a_worker_that_ends_during_the_look_is_not_taken_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,11 @@ class Startup:
                 self._fail(StartError)
 
     def _step(self, missing: set[int], limit: float = 0.2) -> bool:
-        """Take one message; False when none came for a while."""
+        """Take one message; False when none came for a while, which is an error at the limit if ranks are missing."""
         try:
             rank, kind, what = self._start.inbox.get(timeout=limit)
         except queue.Empty:
-            if time.monotonic() > self._began + self._limit:
+            if missing and time.monotonic() > self._began + self._limit:
                 late, doing = describe_ranks(sorted(missing)), "; ".join(self._doing(missing))
                 raise StartError(f"{late} did not come up in {self._limit:.0f} s: {doing}{self._quoted()}") from None
             return False
