@@ -103,19 +103,20 @@ def ask_for_values(
         TransferError: a value cannot be rebuilt here.
     """
     sink = make_sink()
+    notify = partial(tell, sink)
     run = ask(fleet, make_request, ranks, sink, note=note, timeout=timeout)
     del make_request  # the traceback of an error would keep what is packed in it
     raise_for(fleet, run)
     try:
         with interrupted_while("a value was unpickled"):
-            return [unpack_value(rank, run.done.pop(rank), fleet.common, partial(tell, sink)) for rank in run.ranks]
+            return [unpack_value(rank, run.done.pop(rank).value, fleet.common, notify) for rank in run.ranks]
     finally:
         run.forget_values()
 
 
 def raise_for(fleet: Fleet, run: Run) -> None:
     """Raise what `run` came to, if it did not end well on all its ranks."""
-    error = judge(run, fleet.common)
+    error = judge(run, partial(unpack_value, common=fleet.common, notify=partial(tell, make_sink())))
     if error is not None:
         run.forget_values()
         add_hint(error)
