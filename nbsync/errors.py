@@ -217,6 +217,7 @@ class WorkerError(NbsyncError):
 
     def _shown(self) -> list[str]:
         """The rank's traceback in place of this process's."""
+        self.__traceback__ = None  # behind it a frame of IPython's holds the error: a circle would keep what it carries
         heading = f"{describe_ranks(self.ranks)} raised {self.type_name}"
         return [heading, *self.traceback_lines, *self.others] if self.traceback_lines else [str(self)]
 

@@ -122,7 +122,10 @@ def raise_for(fleet: Fleet, run: Run) -> None:
         add_hint(error)
         if isinstance(error, WorkerError):
             error.after_interrupt = run.interrupts > 0
-        raise error from None
+        try:
+            raise error from None
+        finally:  # its traceback holds this frame: a circle would keep what the error carries
+            del error, run
 
 
 def _mend(fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:

@@ -16,6 +16,8 @@ from nbsync.worker.groups.operations import PEER_GONE, ends_connection
 from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
+_MOST = 16 << 20  # bytes of an exception: every rank sends its own, and the notebook uses one
+
 
 def describe(
     error: BaseException,
@@ -129,8 +131,11 @@ def _pack_exception(error: BaseException) -> Payload | None:
     with suppress(TransferError, Unfamiliar):
         unpack(pack(carried), unpickler=FamiliarUnpickler)  # else it may end whoever unpickles it: here, this rank
         payload = pack(error)
+        if payload.size > _MOST:
+            return None
         unpack(payload)  # one whose __init__ takes other arguments than it passes on cannot be rebuilt so
         return payload
     with suppress(TransferError):
-        return pack(Parts(type(error), *carried))
+        payload = pack(Parts(type(error), *carried))
+        return payload if payload.size <= _MOST else None
     return None  # the kernel then shows it by name and text
