@@ -226,7 +226,7 @@ class WorkerDied(WorkerError):
     """A rank's process ended: killed by a signal, or by an exit that Python does not see.
 
     Attributes (in addition to those of WorkerError):
-        exit_code: the process's exit code, or None when a signal ended it.
+        exit_code: the process's exit code, or None when a signal ended it, or it is not known.
         signal_name: e.g. "SIGKILL", or None.
     """
 

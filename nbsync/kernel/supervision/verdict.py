@@ -18,6 +18,7 @@ from nbsync.errors import (
     describe_ranks,
     new_error,
 )
+from nbsync.kernel.reaping import UNKNOWN
 from nbsync.kernel.supervision.evidence import oom_kills
 from nbsync.kernel.supervision.memory import memory_table
 from nbsync.protocol.messages import Failure, Payload
@@ -171,12 +172,16 @@ def _find_type(failure: Failure) -> type[BaseException] | None:
 
 def describe_exit(status: int) -> str:
     """`was ended by SIGKILL`, `ended with exit code 3`."""
+    if status == UNKNOWN:
+        return "ended, how is not known: something in the notebook waits for all its children"
     code, name = _exit_of(status)
     return f"was ended by {name}" if name else f"ended with exit code {code}"
 
 
 def _exit_of(status: int) -> tuple[int | None, str | None]:
-    """(exit code, None) or (None, signal name) of a `waitpid` status."""
+    """(exit code, None) or (None, signal name) of a `waitpid` status; twice None when it is not known."""
+    if status == UNKNOWN:
+        return None, None
     if not os.WIFSIGNALED(status):
         return os.WEXITSTATUS(status), None
     try:
