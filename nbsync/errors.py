@@ -216,6 +216,7 @@ class WorkerError(NbsyncError):
 
     def _shown(self) -> list[str]:
         """The rank's traceback in place of this process's."""
+        self.__traceback__ = None  # behind it a frame of IPython's holds the error: a circle would keep what it carries
         heading = f"{describe_ranks(self.ranks)} raised {self.type_name}"
         return [heading, *self.traceback_lines, *self.others] if self.traceback_lines else [str(self)]
 
@@ -224,7 +225,7 @@ class WorkerDied(WorkerError):
     """A rank's process ended: killed by a signal, or by an exit that Python does not see.
 
     Attributes (in addition to those of WorkerError):
-        exit_code: the process's exit code, or None when a signal ended it.
+        exit_code: the process's exit code, or None when a signal ended it, or it is not known.
         signal_name: e.g. "SIGKILL", or None.
     """
 

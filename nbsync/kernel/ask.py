@@ -121,19 +121,20 @@ def ask_for_values(
         TransferError: a value cannot be rebuilt here.
     """
     sink = make_sink()
+    notify = partial(tell, sink)
     run = ask(fleet, make_request, ranks, sink, note=note, timeout=timeout)
     del make_request  # the traceback of an error would keep what is packed in it
     raise_for(fleet, run)
     try:
         with interrupted_while("a value was unpickled"):
-            return [unpack_value(rank, run.done.pop(rank), fleet.common, partial(tell, sink)) for rank in run.ranks]
+            return [unpack_value(rank, run.done.pop(rank).value, fleet.common, notify) for rank in run.ranks]
     finally:
         run.forget_values()
 
 
 def raise_for(fleet: Fleet, run: Run) -> None:
     """Raise what `run` came to, if it did not end well on all its ranks."""
-    error = judge(run, fleet.common)
+    error = judge(run, partial(unpack_value, common=fleet.common, notify=partial(tell, make_sink())))
     if error is not None:
         run.forget_values()
         add_hint(error)
@@ -141,7 +142,10 @@ def raise_for(fleet: Fleet, run: Run) -> None:
             add_way_back(error, fleet.state.in_phase(Phase.DEAD))
         if isinstance(error, WorkerError):
             error.after_interrupt = run.interrupts > 0
-        raise error from None
+        try:
+            raise error from None
+        finally:  # its traceback holds this frame: a circle would keep what the error carries
+            del error, run
 
 
 def _mend(fleet: Fleet, sink: Sink, notify: Callable[[str], None]) -> None:

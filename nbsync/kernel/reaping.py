@@ -6,21 +6,23 @@ import os
 import signal
 from contextlib import suppress
 
+UNKNOWN = -1  # in place of a status that somebody else in the notebook took, who waited for all children
+
 
 def kill_and_reap(pid: int) -> int:
     """End the child `pid`, if it has not ended, and wait until it has.
 
     Returns:
-        The status as `waitpid` gives it; 0 when somebody else in the notebook took it, who waited for all children.
+        The status as `waitpid` gives it, or `UNKNOWN`.
     """
     if not _is_child(pid):
-        return 0
+        return UNKNOWN
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     try:
         return os.waitpid(pid, 0)[1]
     except ChildProcessError:
-        return 0
+        return UNKNOWN
 
 
 def kill_and_reap_group(leader: int) -> None:

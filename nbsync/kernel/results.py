@@ -15,7 +15,7 @@ from nbsync.kernel.output.sink import Sink
 from nbsync.kernel.run import Run
 from nbsync.kernel.start.plan import Plan
 from nbsync.kernel.trial import unpack_safely
-from nbsync.protocol.messages import Done
+from nbsync.protocol.messages import Payload
 from nbsync.protocol.serial import Common
 from nbsync.protocol.words import describe_ranks, format_ranks
 
@@ -34,8 +34,8 @@ def show_results(run: Run, sink: Sink, plan: Plan) -> None:
             sink.display(plan.label(tuple(rank for rank, _ in pairs)), *result, None, False)
 
 
-def unpack_value(rank: int, done: Done, common: Common, notify: Callable[[str], None]) -> Any:
-    """What `rank` returned.
+def unpack_value(rank: int, value: Payload | None, common: Common, notify: Callable[[str], None]) -> Any:
+    """What `rank` has sent.
 
     Args:
         notify: tells the user something, in one line.
@@ -44,11 +44,11 @@ def unpack_value(rank: int, done: Done, common: Common, notify: Callable[[str], 
         TransferError: it cannot be rebuilt here.
         KeyboardInterrupt: rebuilding it took long, and was interrupted.
     """
-    if done.value is None:
+    if value is None:
         return None
     name = describe_ranks([rank])
     try:
-        return unpack_safely(done.value, common, lambda line: notify(f"{name}: {line}"))
+        return unpack_safely(value, common, lambda line: notify(f"{name}: {line}"))
     except TransferError as error:
         raise TransferError(f"{name}: {error}") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nbsync.kernel.hub import Exited
@@ -102,7 +102,7 @@ class Run:
 
     def forget_values(self) -> None:
         """Nobody will use what the ranks have sent; the traceback of an error would keep it."""
-        self.done = {rank: replace(done, value=None) for rank, done in self.done.items()}
+        self.done = {rank: done.without_objects() for rank, done in self.done.items()}
 
     @property
     def pending(self) -> tuple[int, ...]:

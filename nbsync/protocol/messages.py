@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbsync.protocol.reports import Memory
@@ -22,6 +22,11 @@ class Payload:
 
     pickled: bytes | memoryview
     buffers: tuple[pickle.PickleBuffer | bytearray | mmap.mmap, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return sum(memoryview(part).nbytes for part in (self.pickled, *self.buffers))
 
     def __reduce__(self) -> tuple[type[Payload], tuple[object, ...]]:
         return Payload, (pickle.PickleBuffer(self.pickled), self.buffers)
@@ -185,7 +190,7 @@ class Failure:
         waiting_in: the torch.distributed operation it came out of, or None.
         is_consequence: it only says that a peer failed or that the rank was released.
         interrupted: it is the answer to an interrupt.
-        exception: the exception itself, when it can be pickled.
+        exception: the exception itself, when it can be pickled and is not large.
         memory_limit: how many bytes the rank may have; None unless it ran out of memory.
     """
 
@@ -244,3 +249,8 @@ class Done:
     memory: Memory | None = None
     caught_interrupt: bool = False
     has_compiler: bool = False
+
+    def without_objects(self) -> Done:
+        """The same without what it holds of the user's."""
+        failure = None if self.failure is None else replace(self.failure, exception=None)
+        return replace(self, value=None, failure=failure)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import NamedTuple
 
 from nbsync.errors import MainProcessFailed, StoreWaitEnded, TransferError
+from nbsync.protocol.familiar import FamiliarUnpickler
 from nbsync.protocol.messages import Failure, Payload
-from nbsync.protocol.serial import Parts, pack, unpack
+from nbsync.protocol.serial import Parts, Unfamiliar, pack, unpack
 from nbsync.protocol.words import describe_limit
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
 from nbsync.worker.groups.operations import PEER_GONE, ends_connection
 from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
+
+_MOST = 16 << 20  # bytes of an exception: every rank sends its own, and the notebook uses one
 
 
 def describe(
@@ -25,6 +28,7 @@ def describe(
     follows: bool,
     interrupted: bool = False,
     doing: str = "",
+    pickling: AbstractContextManager[None] | None = None,
 ) -> Failure:
     """Describe `error` for the kernel.
 
@@ -35,8 +39,14 @@ def describe(
             may have been released for its own failure.
         interrupted: an interrupt was asked for in this run.
         doing: what the rank was doing with a value, outside the user's own lines.
+        pickling: around the pickling of the error, which runs the user's code.
     """
-    what = identify(error, doing)
+    what, exception = identify(error, doing), None
+    with (
+        suppress(KeyboardInterrupt),
+        pickling or nullcontext(),
+    ):  # gives up the object, not the error
+        exception = _pack_exception(error)
     return Failure(
         module=type(error).__module__,
         type_name=what.type_name,
@@ -47,7 +57,7 @@ def describe(
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
         is_consequence=follows,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
-        exception=_pack_exception(error),
+        exception=exception,
         memory_limit=memory_limit() if is_out_of_memory(error) else None,
     )
 
@@ -118,10 +128,15 @@ def _text(error: BaseException) -> str:
 
 def _pack_exception(error: BaseException) -> Payload | None:
     """The exception itself without its frames, which would drag the rank's objects along."""
-    with suppress(TransferError):
+    carried = error.args, vars(error)
+    with suppress(TransferError, Unfamiliar):
+        unpack(pack(carried), unpickler=FamiliarUnpickler)  # else it may end whoever unpickles it: here, this rank
         payload = pack(error)
+        if payload.size > _MOST:
+            return None
         unpack(payload)  # one whose __init__ takes other arguments than it passes on cannot be rebuilt so
         return payload
     with suppress(TransferError):
-        return pack(Parts(type(error), error.args, vars(error)))
+        payload = pack(Parts(type(error), *carried))
+        return payload if payload.size <= _MOST else None
     return None  # the kernel then shows it by name and text

@@ -288,4 +288,5 @@ class Worker:
             follows=self._follows,
             interrupted=self.interrupts.was_asked(run),
             doing=self.recorder.doing,
+            pickling=self.recorder.pickling("the error", [outcome.error]),
         )

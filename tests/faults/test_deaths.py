@@ -131,6 +131,40 @@ def test_row_06_two_ranks_die(world_of: Worlds, size: int) -> None:
     ranks.bring_back(0, last)
 
 
+_REAPED_LATE = """
+from nbsync.kernel.engines.base import Process
+from nbsync.kernel.supervision.pulse import Pulse
+reap, look, looks, ended = Process.reap, Pulse.look, [], {}
+def late(self): return reap(self) if len(looks) > ended.setdefault(self.pid, len(looks)) + 1 else None
+def noted(self, ranks): look(self, ranks), looks.append(1)
+Process.reap, Pulse.look = late, noted"""
+
+
+def test_row_06_nothing_is_told_before_the_error(pair: Ranks) -> None:
+    """That a process has ended is told with how, not a moment before that is known."""
+    pair.notebook.run(_REAPED_LATE).ok()
+    try:
+        outcome = pair.run("if rank == 1:\n    inject.kill()\ndist.barrier()")
+    finally:
+        pair.notebook.run("Process.reap, Pulse.look = reap, look").ok()
+    assert outcome.failed("WorkerDied").evalue.startswith("rank 1: the process was ended by SIGKILL")
+    assert "rank 1 is" not in outcome.stderr
+    pair.bring_back(1)
+
+
+def test_row_06_the_notebook_takes_no_interest_in_its_children(pair: Ranks) -> None:
+    """Where the system tells nobody how a process has ended, the error does not either."""
+    pair.notebook.run("import signal; before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)").ok()
+    try:
+        error = pair.fail("if rank == 1:\n    inject.kill()\ndist.barrier()", "WorkerDied")
+    finally:
+        pair.notebook.run("signal.signal(signal.SIGCHLD, before)").ok()
+    assert error.evalue.startswith("rank 1: the process ended, how is not known: something in the notebook waits")
+    shown = pair.notebook.run("import sys; (sys.last_value.exit_code, sys.last_value.signal_name)")
+    assert shown.ok().texts == ["(None, None)"]
+    pair.bring_back(1)
+
+
 def test_row_06_refill_brings_it_back_by_itself(pair: Ranks) -> None:
     """With refill the next cell works with no action: the killed rank is a fresh copy, the other kept its state."""
     pair.notebook.run("%nbsync stop\n%nbsync start -n 2 --refill", GUARD).ok()

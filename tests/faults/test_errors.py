@@ -8,6 +8,8 @@ import sys
 import pytest
 from worlds import GUARD, Ranks, Worlds
 
+from nbsync.kernel.supervision.evidence import resident_bytes
+
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_row_01_one_raises_while_others_are_idle(world_of: Worlds, size: int) -> None:
@@ -136,6 +138,30 @@ def test_row_08_memory_is_given_back(pair: Ranks) -> None:
     pair.fail(cell)
     (after,) = pair.notebook.run(f"%%on_rank 1\n{held}").ok().texts
     assert int(after.split()[-1]) < int(before.split()[-1]) + 60
+    pair.assert_whole()
+
+
+_CALL = "import nbsync\ndef fail(): raise RuntimeError('nan loss', x)\nnbsync.session().call(fail)"
+
+
+@pytest.mark.parametrize("cell", ["%%distributed\nraise RuntimeError('nan loss', x)", _CALL])
+@pytest.mark.parametrize("megabytes", [12, 100])
+def test_row_42_errors_with_large_objects(pair: Ranks, cell: str, megabytes: int) -> None:
+    """What the errors of earlier cells carried is free again in the notebook, without a garbage collection."""
+    pair.run(f"x = torch.ones({megabytes} << 18)").ok()
+    pair.notebook.run("import gc; gc.disable()").ok()
+    try:
+        pair.notebook.run(cell, GUARD).failed("RuntimeError")
+        before = resident_bytes(pair.notebook.pid)
+        for _ in range(6):
+            assert "nan loss" in pair.notebook.run(cell, GUARD).failed("RuntimeError").evalue
+        after = resident_bytes(pair.notebook.pid)
+    finally:
+        pair.notebook.run("gc.enable()").ok()
+    assert before is not None
+    assert after is not None
+    assert (after - before) >> 20 < 30
+    pair.run("del x").ok()
     pair.assert_whole()
 
 

@@ -146,6 +146,63 @@ def test_row_30_hangs(pair: Ranks, when: str) -> None:
     pair.assert_whole()
 
 
+_TRAIN_ERROR = """class TrainError(RuntimeError):
+    def __init__(self, text, trainer):
+        super().__init__(text)
+        self.trainer = trainer
+"""
+_CARRIED = [
+    f"{_TRAIN_ERROR}if rank == 1: raise TrainError('diverged', {{}})",  # takes other arguments than it passes on
+    "error = RuntimeError('diverged')\nerror.trainer = {}\nif rank == 1: raise error",
+]
+
+
+@pytest.mark.parametrize("fault", ["segfault", "exit_process", "sys_exit", "raise_error"])
+@pytest.mark.parametrize("cell", _CARRIED)
+def test_row_30_an_error_carries_what_crashes_when_unpickled(pair: Ranks, cell: str, fault: str) -> None:
+    """It is told like any other, also where neither the notebook nor the rank could unpickle what it carries."""
+    before = pair.pids()
+    error = pair.fail(cell.format(f"inject.Crashing('unpickle', '{fault}')"))
+    assert re.match(r"rank 1: (Train|Runtime)Error: diverged", error.evalue)
+    assert "raise" in error.traceback
+    assert pair.pids() == before
+    pair.assert_whole()
+
+
+def test_row_30_an_error_carries_what_is_unpickled_only_here(pair: Ranks) -> None:
+    """What an error carries arrives with it, also of a class that rebuilds itself."""
+    pair.fail(f"{_TRAIN_ERROR}raise TrainError('diverged', inject.Crashing('never', ''))")
+    shown = pair.notebook.run("import sys\n(type(sys.last_value.trainer).__name__, sys.last_value.original.args)")
+    assert shown.ok().texts == ["('Crashing', ('diverged',))"]
+    pair.assert_whole()
+
+
+@pytest.mark.parametrize("cell", _CARRIED)
+def test_row_30_an_error_carries_what_hangs_when_unpickled(pair: Ranks, cell: str) -> None:
+    """An interrupt gives up the object, not the error."""
+    pair.notebook.start("%%distributed\n" + cell.format("inject.Crashing('unpickle', 'hold_gil')"))
+    pair.notebook.wait_for_output("a value takes long to unpickle", GUARD)
+    pair.notebook.interrupt()
+    assert re.match(r"rank 1: (Train|Runtime)Error: diverged", pair.notebook.wait(GUARD).failed().evalue)
+    pair.assert_whole()
+
+
+def test_row_30_an_error_carries_what_hangs_when_pickled(pair: Ranks) -> None:
+    """The rank says what it does; an interrupt gives up the object, not the error."""
+    pair.notebook.start("%%distributed\n" + _CARRIED[1].format("inject.Crashing('pickle', 'sleep_forever')"))
+    pair.notebook.wait_for_output("rank 1 takes long: it pickled the error, of type RuntimeError", GUARD)
+    pair.notebook.interrupt()
+    assert pair.notebook.wait(GUARD).failed("RuntimeError").evalue.startswith("rank 1: RuntimeError: diverged")
+    pair.assert_whole()
+
+
+def test_row_30_an_error_carries_what_crashes_when_pickled(pair: Ranks) -> None:
+    """That ends the rank: the message says what it did then."""
+    error = pair.fail(_CARRIED[1].format("inject.Crashing('pickle', 'segfault')"), "WorkerDied")
+    assert "while it pickled the error, of type RuntimeError" in error.evalue
+    pair.bring_back(1)
+
+
 def test_row_31_large_return(pair: Ranks) -> None:
     """A large value arrives whole, and the kernel needs little more than its size."""
     size = 256 * MEGABYTE

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nbsync.kernel.pidfd import send_signal
+from nbsync.kernel.reaping import UNKNOWN
 from nbsync.kernel.sigint import PutOff
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, WorkerSpec
@@ -51,11 +52,11 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> int | None:
-        """The exit status as `waitpid` gives it, or None while it runs."""
+        """The exit status as `waitpid` gives it, or `UNKNOWN`; None while it runs."""
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:  # somebody else in the notebook waited for all children
-            return 0
+        except ChildProcessError:
+            return UNKNOWN
         return status if pid else None
 
 

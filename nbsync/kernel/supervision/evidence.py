@@ -12,12 +12,13 @@ from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.cgroups import memory_groups
 
 STOPPED = "stopped by a signal"
+ENDED = "ended"
 DISK_SLEEP = "in uninterruptible sleep, as for a disk or file server that does not answer"
 _STATES = {
     "T": STOPPED,
     "t": "stopped by a debugger",
     "D": DISK_SLEEP,
-    "Z": "ended",
+    "Z": ENDED,
 }
 
 

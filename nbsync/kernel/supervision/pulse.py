@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from nbsync.kernel.supervision.evidence import DISK_SLEEP, STOPPED, unusual_state
+from nbsync.kernel.supervision.evidence import DISK_SLEEP, ENDED, STOPPED, unusual_state
 
 _TOLD_AT = {DISK_SLEEP: 3}  # looks in a row; any read from a disk is such a sleep for a moment
 
@@ -28,6 +28,8 @@ class Pulse:
             if pid is None:
                 continue
             state = unusual_state(pid)
+            if state == ENDED:  # the hub is about to tell of it
+                continue
             before, count = self._seen.pop(rank, ("", 0))
             if state is not None:
                 count = count + 1 if state == before else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from nbsync.errors import (
@@ -17,22 +17,28 @@ from nbsync.errors import (
     WorkerError,
     new_error,
 )
+from nbsync.kernel.reaping import UNKNOWN
 from nbsync.kernel.supervision.evidence import End, oom_kills
 from nbsync.kernel.supervision.memory import memory_table
-from nbsync.protocol.messages import Failure
-from nbsync.protocol.serial import Common, Parts, unpack
+from nbsync.protocol.messages import Failure, Payload
+from nbsync.protocol.serial import Parts
 from nbsync.protocol.words import describe_ranks
 
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run
 
+Rebuild = Callable[[int, Payload], object]
+
 _IGNORES = "still running, and ignoring the interrupts"
 
 
-def judge(run: Run, common: Common) -> BaseException | None:
+def judge(run: Run, rebuild: Rebuild) -> BaseException | None:
     """The exception that `run` raises in the notebook, or None if it ended well.
 
     The root is what failed first of its own accord; a peer's "connection closed" that follows is only listed.
+
+    Args:
+        rebuild: gives the exception that a rank has sent; it may raise whatever an object of the user's does.
     """
     failures = {rank: done.failure for rank, done in run.done.items() if done.failure is not None}
     own = {r: f for r, f in failures.items() if not f.is_consequence and not f.interrupted}
@@ -43,7 +49,7 @@ def judge(run: Run, common: Common) -> BaseException | None:
         if first is None or own[first].time > run.ends[died].time:
             return _died(run, died, failures)
     if first is not None:
-        return _raised(run, first, failures, common)
+        return _raised(run, first, failures, rebuild)
     if run.stuck is not None:
         return Deadlock(f"no rank could go on: {run.stuck}")
     if run.timed_out:
@@ -53,7 +59,7 @@ def judge(run: Run, common: Common) -> BaseException | None:
     if run.raised.intersection(run.pending) or (run.abandoned and not failures):
         return _silent(run, failures)
     if failures:  # only consequences: of something outside this run
-        return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, common)
+        return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, rebuild)
     return None
 
 
@@ -68,11 +74,11 @@ def _silence(run: Run, rank: int) -> str:
     return "raised an error, but did not tell which in time" if rank in run.raised else _IGNORES
 
 
-def _raised(run: Run, root: int, failures: Mapping[int, Failure], common: Common) -> WorkerError:
+def _raised(run: Run, root: int, failures: Mapping[int, Failure], rebuild: Rebuild) -> WorkerError:
     failure = failures[root]
     same = sorted(rank for rank, other in failures.items() if _is_same(other, failure))
     ranks = [root, *(rank for rank in same if rank != root)] if root in same else [root]
-    original = _original(failure, common)
+    original = _original(root, failure, rebuild)
     error = new_error(type(original) if original is not None else _find_type(failure))
     WorkerError.__init__(
         error,
@@ -160,14 +166,14 @@ def _is_same(one: Failure, other: Failure) -> bool:
     return (one.type_name, one.message) == (other.type_name, other.message) and (one.where == other.where or are_told)
 
 
-def _original(failure: Failure, common: Common) -> BaseException | None:
+def _original(rank: int, failure: Failure, rebuild: Rebuild) -> BaseException | None:
     if failure.exception is None:
         return None
     try:
-        value = unpack(failure.exception, common)
+        value = rebuild(rank, failure.exception)
         if isinstance(value, Parts):
             value = value.assemble()
-    except (TransferError, TypeError, ValueError):  # it is shown by name and text
+    except (TransferError, TypeError, ValueError, KeyboardInterrupt, SystemExit):  # it is shown by name and text
         return None
     return value if isinstance(value, BaseException) else None
 
@@ -179,12 +185,16 @@ def _find_type(failure: Failure) -> type[BaseException] | None:
 
 def describe_exit(status: int) -> str:
     """`was ended by SIGKILL`, `ended with exit code 3`."""
+    if status == UNKNOWN:
+        return "ended, how is not known: something in the notebook waits for all its children"
     code, name = _exit_of(status)
     return f"was ended by {name}" if name else f"ended with exit code {code}"
 
 
 def _exit_of(status: int) -> tuple[int | None, str | None]:
-    """(exit code, None) or (None, signal name) of a `waitpid` status."""
+    """(exit code, None) or (None, signal name) of a `waitpid` status; twice None when it is not known."""
+    if status == UNKNOWN:
+        return None, None
     if not os.WIFSIGNALED(status):
         return os.WEXITSTATUS(status), None
     try:
