@@ -11,13 +11,14 @@ from functools import partial
 
 from nbsync.errors import NoSession, StartError
 from nbsync.kernel import aftermath
+from nbsync.kernel.conductor import Conductor
 from nbsync.kernel.dispatch import Dispatch
 from nbsync.kernel.engines.base import Engine, Process
 from nbsync.kernel.guard import Guard
 from nbsync.kernel.output.logs import Logs
 from nbsync.kernel.output.printer import Printer
 from nbsync.kernel.output.sink import Controls, Sink
-from nbsync.kernel.run import Conductor, Run
+from nbsync.kernel.run import Run
 from nbsync.kernel.scratch import Scratch, sweep
 from nbsync.kernel.sigint import sigint_later, sigint_to
 from nbsync.kernel.start.plan import Plan, make_spec

@@ -253,8 +253,7 @@ class Session:
 
         Returns:
             By rank, with `line` (of the user's code), `waiting_in` (the operation of torch.distributed, or None),
-                `stack` (lines of text) and `names`; None for one that did not answer within a second: it holds the GIL
-                in C code, or is stopped.
+                `stack` and `names`; None for one that does not answer within a second: C code holds the GIL.
 
         Raises:
             NoSession: the workers have been ended. UsageError: there are no such ranks.
@@ -264,9 +263,7 @@ class Session:
         return {rank: found.get(rank) for rank in chosen}
 
     def stack(self, ranks: Ranks = "all") -> str:
-        """The Python stack of each rank, also while it is busy.
-
-        A rank that does not answer writes its stack to its stderr instead, which shows in the cell it runs.
+        """The Python stack of each rank, also while it is busy; of one that does not answer, in its cell's output.
 
         Args:
             ranks: which ranks, as `run_cell`.
@@ -291,9 +288,8 @@ class Session:
             The ranks that are fresh: with `ranks`, also those whose process had ended.
 
         Raises:
-            StartError: they did not come up.
-            NoSession, UsageError, RankBusy: with `ranks`, the workers have been ended, there are no such ranks, or
-                another one is busy. KeyboardInterrupt: it was interrupted; without `ranks` the workers are then gone.
+            StartError: they did not come up. NoSession, UsageError, RankBusy: the workers have been ended, there are
+                no such ranks, another one is busy. KeyboardInterrupt: without `ranks`, the workers are gone then.
         """
         if ranks is not None:
             sink = make_sink()

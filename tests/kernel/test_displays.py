@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from nbsync import Session
+from nbsync.kernel.conductor import Conductor
 from nbsync.kernel.output.printer import Printer
 from nbsync.kernel.output.sink import TextSink
-from nbsync.kernel.run import Conductor, Run
+from nbsync.kernel.run import Run
 from nbsync.kernel.state import Phase
 from nbsync.kernel.view.live import NoView
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt
