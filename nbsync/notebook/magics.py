@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -170,7 +171,7 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
     def _pull_names(self, options: argparse.Namespace) -> None:
         session = self._existing()
         names = [name for text in options.names for name in _names(text)]
-        wrong = [name for name in names if not name.isidentifier()]
+        wrong = [name for name in names if not name.isidentifier() or keyword.iskeyword(name)]
         if wrong:
             raise UsageError(f"{wrong[0]!r} is not a variable's name: session().pull({wrong[0]!r}) fetches expressions")
         rows = session.pull(*names, ranks=options.ranks)

@@ -9,6 +9,8 @@ import signal
 import pytest
 from worlds import GUARD, Ranks, Worlds
 
+from notebooks import Notebook
+
 SIZES = [2, 4, 8]
 
 
@@ -65,6 +67,20 @@ def test_row_05_last_line_is_told(pair: Ranks, end: str, told: str) -> None:
         assert re.search(rf"\(({told})\)", error.evalue), error.evalue
     finally:
         pair.bring_back(1)
+
+
+def test_row_04_detailed_debugging_of_torch(fresh_notebook: Notebook) -> None:
+    """Where torch is to compare collectives too, all is as usual: who waited, the refill, and what differs."""
+    fresh_notebook.run("import os; os.environ['TORCH_DISTRIBUTED_DEBUG'] = 'DETAIL'\n%nbsync start -n 2", GUARD).ok()
+    ranks = Ranks(fresh_notebook, 2)
+    ranks.mark()
+    assert ranks.run("dist.get_debug_level().name").ok().texts == ["[0-1] 'DETAIL'"]
+    error = ranks.fail("if rank == 1:\n    import os; os._exit(3)\ndist.all_reduce(torch.ones(1))", "WorkerDied")
+    assert "rank 0: waited in all_reduce" in error.evalue
+    ranks.bring_back(1)
+    ranks.fail("dist.all_reduce(torch.ones(1 + rank))", "CollectiveMismatch")
+    ranks.assert_next()
+    ranks.run("group = dist.new_group([0, 1]); dist.all_reduce(torch.ones(1), group=group)").ok()
 
 
 _LARGE = {

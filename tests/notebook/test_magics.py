@@ -455,6 +455,15 @@ def test_pull(live: Notebook) -> None:
     assert live.run("type(p).__name__, p.requires_grad, p.tolist()").ok().texts == ["('Parameter', True, [1.0, 1.0])"]
 
 
+@pytest.mark.parametrize("name", ["class", "None", "x.y"])
+def test_pull_of_no_variable(live: Notebook, name: str) -> None:
+    """Only what can be a variable of the notebook is made one."""
+    outcome = live.run(f"%nbsync pull {name}")
+    outcome.failed("UsageError")
+    assert f"{name!r} is not a variable's name" in outcome.stderr
+    assert live.run(f"{name!r} in globals()").ok().texts == ["False"]
+
+
 def test_push_and_pull_of_what_cannot_travel(live: Notebook) -> None:
     """A value that cannot be sent is named with its path and type, and both sides go on."""
     live.run("import threading\ndef _gen():\n    yield\nstuck = {'deep': [_gen()]}").ok()

@@ -105,9 +105,8 @@ def _backends(pg: Any) -> Backends:
 
 def _like(backend: Any, pg: Any, ranks: Sequence[int], store: Store) -> Any:
     """A fresh backend of the same kind, with the same options."""
-    gloo = getattr(backend, "wrapped_pg", backend)  # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it
-    if isinstance(gloo, _GLOO):
-        options = gloo.options
+    if isinstance(backend, _GLOO):
+        options = backend.options
         options.global_ranks_in_group = list(ranks)  # else `split_group` ends the process
         return c10d.ProcessGroupGloo(store, pg.rank(), pg.size(), options)
     return nccl.make_fresh(backend, pg, store) if nccl.is_nccl(backend) else backend

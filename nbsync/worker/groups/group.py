@@ -91,6 +91,7 @@ class GroupKeeper:
 
         ProcessGroupGloo.__qualname__ = ProcessGroupGloo.__name__ = original.__name__
         c10d.ProcessGroupGloo = ProcessGroupGloo
+        c10d._create_process_group_wrapper = _leave_bare
 
     def _arguments(self, store: Store, *rest: Any) -> tuple[Any, ...]:
         """A worker that joins a world later meets the others where they heal their default group."""
@@ -272,6 +273,14 @@ class GroupKeeper:
             if _CPU in pg._device_types
         )
         return (*seen, *self.training.changes())
+
+
+def _leave_bare(wrapped_pg: Any, **_: Any) -> Any:
+    """In place of what TORCH_DISTRIBUTED_DEBUG=DETAIL puts around backends, to compare collectives as nbsync does.
+
+    It does so by a barrier on connections of its own, in which a fresh rank would wait for those that have healed.
+    """
+    return wrapped_pg
 
 
 def _log_level() -> ctypes.c_int | None:
