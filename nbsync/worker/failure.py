@@ -51,7 +51,7 @@ def describe(
         module=type(error).__module__,
         type_name=what.type_name,
         message=what.message,
-        traceback=tuple(rendered),
+        traceback=tuple(map(_as_unicode, rendered)),
         time=caught,
         where=what.where,
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
@@ -121,9 +121,14 @@ def _says_peer_gone(error: BaseException) -> bool:
 
 def _text(error: BaseException) -> str:
     try:
-        return "; ".join(filter(None, (str(error), describe_limit(error))))
+        return _as_unicode("; ".join(filter(None, (str(error), describe_limit(error)))))
     except Exception as second:  # a user's __str__ may raise anything
         return f"(its text cannot be shown: {type(second).__name__})"
+
+
+def _as_unicode(text: str) -> str:
+    """The text with lone surrogates as escapes: a front end is sent UTF-8, which has none."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _pack_exception(error: BaseException) -> Payload | None:

@@ -25,6 +25,14 @@ def test_row_01_one_raises_while_others_are_idle(world_of: Worlds, size: int) ->
     ranks.assert_whole()
 
 
+def test_row_01_text_that_is_no_unicode(pair: Ranks) -> None:
+    """Half of a character, as text that was decoded carelessly has, is shown as an escape."""
+    error = pair.fail(r"if rank == 1:" "\n" r"    raise ValueError('half: \ud800')", "ValueError")
+    assert error.evalue == r"rank 1: ValueError: half: \ud800"
+    assert r"ValueError: half: \ud800" in error.traceback
+    pair.assert_whole()
+
+
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_row_03_all_raise_the_same(world_of: Worlds, size: int) -> None:
     """The same error of all ranks is one traceback for all of them."""
