@@ -14,7 +14,8 @@ from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.start.foresight import note_compiler
 from nbsync.kernel.state import Phase, Snapshot, WorldState
-from nbsync.kernel.supervision.verdict import describe_exit
+from nbsync.kernel.supervision.evidence import last_words
+from nbsync.kernel.supervision.verdict import describe_exit, quote
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
@@ -180,9 +181,15 @@ class Dispatch:
             raise WorkerDied(
                 ranks=dead,
                 message=f"{verb} not running: {self.state.note(dead[0])}. "
-                f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back",
+                f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back"
+                + "".join(map(self._last_words, dead)),
             )
         self.check_idle(ranks)
+
+    def _last_words(self, rank: int) -> str:
+        """The end of its stderr, where it ended between two runs: no other run will show it in time."""
+        said = b"".join(what for of, kind, what in self._between if (of, kind) == (rank, "stderr"))
+        return quote(last_words(said.decode(errors="replace").splitlines()), f"rank {rank}'s")
 
     def check_idle(self, ranks: Sequence[int]) -> None:
         """Raise `RankBusy` if one of them is not."""

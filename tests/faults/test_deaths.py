@@ -196,6 +196,29 @@ def test_row_07_last_stderr_lines_are_in_the_error(pair: Ranks) -> None:
         pair.bring_back(1)
 
 
+_DIE_LATER = """
+import threading
+def die():
+    print('row seven: buffer 7 is corrupt', file=sys.stderr, flush=True)
+    inject.segfault()
+if rank == 1:
+    threading.Timer(0.2, die).start()"""
+_WAIT_FOR_IT = """
+import nbsync, time
+while not nbsync.session().dead_ranks: time.sleep(0.01)"""
+
+
+def test_row_07_last_stderr_lines_of_a_rank_that_ends_between_cells(pair: Ranks) -> None:
+    """They are in the error of the next cell, which runs nowhere."""
+    pair.run(_DIE_LATER).ok()
+    pair.notebook.run(_WAIT_FOR_IT, GUARD).ok()
+    error = pair.fail("pass", "WorkerDied")
+    assert "last on rank 1's stderr:\n  row seven: buffer 7 is corrupt" in error.evalue
+    assert "SIGSEGV" in error.evalue
+    assert "File" not in error.evalue
+    pair.bring_back(1)
+
+
 _UNREADABLE = """
 import ctypes, mmap
 memory = mmap.mmap(-1, 1 << 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nbsync.errors import (
@@ -111,8 +111,12 @@ def _circumstances(run: Run, rank: int, signal_name: str | None) -> str:
     if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
         text += " (out of memory: the system ended it)"
     text += "; what was in its memory is lost"
-    words = run.last_words.get(rank)
-    return f"{text}\nlast on its stderr:\n" + "\n".join(f"  {word}" for word in words) if words else text
+    return text + quote(run.last_words.get(rank, ()))
+
+
+def quote(words: Sequence[str], of: str = "its") -> str:
+    """The last lines of a rank's stderr, to follow what is told of its end."""
+    return "".join([f"\nlast on {of} stderr:", *(f"\n  {word}" for word in words)]) if words else ""
 
 
 def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[int] | None = None) -> list[str]:
