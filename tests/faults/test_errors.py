@@ -87,6 +87,27 @@ def test_row_08_frames_are_released(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+_RICH = "from rich import traceback; traceback.install()"
+_CUSTOM = "get_ipython().set_custom_exc((Exception,), lambda shell, kind, error, trace, tb_offset=None: ['custom'])"
+_BARRIER = "if rank == 1: 1 / 0\ndist.barrier()"
+
+
+@pytest.mark.parametrize("install", [_RICH, _CUSTOM])
+def test_row_02_handlers_of_the_users_own(pair: Ranks, install: str) -> None:
+    """Code that shows errors in its own way changes nothing of which rank is told, and which only follows."""
+    try:
+        for cell in (f"{install}\n{_BARRIER}", _BARRIER):
+            error = pair.fail(cell, "ZeroDivisionError")
+            first, second = error.evalue.splitlines()
+            assert first == "rank 1: ZeroDivisionError: division by zero"
+            assert second.startswith("rank 0: waited in barrier")
+            assert "1 / 0" in error.traceback
+            assert "interactiveshell" not in error.traceback
+    finally:
+        pair.run("get_ipython().set_custom_exc((), None)").ok()
+    pair.assert_whole()
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")
 def test_row_01_exception_group(pair: Ranks) -> None:
     """A group of exceptions, as task groups raise it, is told like any other error."""
