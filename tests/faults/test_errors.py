@@ -9,6 +9,7 @@ import pytest
 from worlds import GUARD, Ranks, Worlds
 
 from nbsync.kernel.supervision.evidence import resident_bytes
+from notebooks import without_colours
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -106,6 +107,22 @@ def test_row_02_handlers_of_the_users_own(pair: Ranks, install: str) -> None:
     finally:
         pair.run("get_ipython().set_custom_exc((), None)").ok()
     pair.assert_whole()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_row_01_in_a_notebook_with_rich_tracebacks(world_of: Worlds) -> None:
+    """The rank's traceback is shown also by those who do not ask the error for it."""
+    ranks = world_of(2)
+    ranks.notebook.run(f"shell = get_ipython(); before = shell.showtraceback, shell._showtraceback\n{_RICH}").ok()
+    try:
+        outcome = ranks.run("def divide(): return rank / 0\ndivide()")
+    finally:
+        ranks.notebook.run("shell.showtraceback, shell._showtraceback = before; del shell.showsyntaxerror").ok()
+    outcome.failed("ZeroDivisionError")
+    shown = without_colours("".join(outcome.texts))
+    assert f"Cell In[{outcome.number}], line 2, in divide()" in shown
+    assert "ranks 0-1: ZeroDivisionError: division by zero" in shown
+    ranks.assert_whole()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Rebuild = Callable[[int, Payload], object]
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _IGNORES = "still running, and ignoring the interrupts"
 
 
@@ -82,6 +84,9 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], rebuild: Rebui
         ],
         original=original,
     )
+    if error.traceback_lines:  # for those who do not ask for it: plain Python, pytest, rich
+        notes = getattr(error, "__notes__", ())
+        error.__notes__ = [*notes, _COLOURS.sub("", "\n".join(error.traceback_lines))]
     return error
 
 
