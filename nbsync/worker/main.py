@@ -258,6 +258,7 @@ class Worker:
             case RunCall(run, call, sources):
                 self.shell.learn(sources)
                 function, args, kwargs = self._callable(call)
+                self.recorder.note_function(function)
                 value = self._run(run, lambda: process.call_as_program(function, args, kwargs))
                 with self.recorder.pickling("what the call returned", [value]):
                     return CellOutcome(), pack(value)

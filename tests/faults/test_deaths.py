@@ -67,6 +67,26 @@ def test_row_05_last_line_is_told(pair: Ranks, end: str, told: str) -> None:
         pair.bring_back(1)
 
 
+_CRASH = """import nbsync
+from nbsync.testing import inject
+def crash():
+    x = 1
+    inject.segfault()
+"""
+
+
+@pytest.mark.parametrize("launch", ["nbsync.session().call(crash)", "nbsync.notebook_launcher(crash, num_processes=2)"])
+def test_row_05_last_line_of_a_function_is_told(pair: Ranks, launch: str) -> None:
+    """Also of one that is called, in a session or in fresh workers, a crash is told with its line."""
+    outcome = pair.notebook.run(f"{_CRASH}{launch}", GUARD)
+    try:
+        assert f"(at Cell In[{outcome.number}], line 5)" in outcome.failed("WorkerDied").evalue
+    finally:
+        if "session" in launch:
+            pair.notebook.run("%nbsync restart --ranks 0,1", GUARD).ok()
+    pair.assert_next()
+
+
 _LARGE = {
     "broadcast from it": "dist.broadcast(big, src=1)",
     "broadcast to it": "dist.broadcast(big, src=0)",
