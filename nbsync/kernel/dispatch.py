@@ -15,8 +15,9 @@ from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.start.foresight import note_compiler
 from nbsync.kernel.state import Phase, Snapshot, WorldState
+from nbsync.kernel.supervision.evidence import last_words
 from nbsync.kernel.supervision.stuck import FINISHED
-from nbsync.kernel.supervision.verdict import describe_exit
+from nbsync.kernel.supervision.verdict import describe_exit, quote
 from nbsync.kernel.switchboard import hub
 from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
@@ -190,8 +191,14 @@ class Dispatch:
         if set(dead) & set(ranks):
             how, pronoun = self.state.note(dead[0]).removeprefix("was "), "it" if len(dead) == 1 else "them"
             way_back = f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back"
-            raise WorkerDied(ranks=dead, message=ranks_do(dead, f"is not running ({how}). {way_back}"))
+            said = "".join(map(self._last_words, dead))
+            raise WorkerDied(ranks=dead, message=ranks_do(dead, f"is not running ({how}). {way_back}{said}"))
         self.check_idle(ranks)
+
+    def _last_words(self, rank: int) -> str:
+        """The end of its stderr, where it ended between two runs: no other run will show it in time."""
+        said = b"".join(what for of, kind, what in self._between if (of, kind) == (rank, "stderr"))
+        return quote(last_words(said.decode(errors="replace").splitlines()), f"rank {rank}'s")
 
     def check_idle(self, ranks: Sequence[int]) -> None:
         """Raise `RankBusy` if one of them is not."""

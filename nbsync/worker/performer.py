@@ -45,6 +45,7 @@ class Performer:
             case RunCall(run, call, sources):
                 self._shell.learn(sources)
                 function, args, kwargs = self._callable(call)
+                self._recorder.note_function(function)
                 value = self._run(run, lambda: process.call_as_program(function, args, kwargs))
                 with self._recorder.pickling("what the call returned", [value]):
                     return CellOutcome(), pack(value)

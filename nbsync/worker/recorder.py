@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import CodeType
 from typing import Any, NoReturn
@@ -47,6 +48,12 @@ class Recorder:
         if run is not None:
             file = code.co_filename
             self._box.note(Statement(run, file, describe_file(file), line or first_line(code)))
+
+    def note_function(self, function: Callable[..., Any]) -> None:
+        """The main thread is about to call it; where it has the user's lines, a crash in them is told with its line."""
+        code = getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
+        if code is not None and is_users(code):
+            self.note(code)
 
     @contextmanager
     def handling(self, what: str) -> Iterator[None]:

@@ -64,6 +64,7 @@ class WorkerShell:
         self.shell: Any = _inherited_shell()
         self._hook = Hook(self.shell, self._show)
         self._traceback: list[str] = []
+        self._told: BaseException | None = None  # the error of this cell that `on_error` was told of
         self._ends_cell = True
         self._depth = 0  # of cells that run cells, as `%%capture` does
         shell = self.shell
@@ -71,9 +72,7 @@ class WorkerShell:
         shell.displayhook = sys.displayhook = self._hook
         shell.display_trap = DisplayTrap(hook=self._hook)  # the inherited one is in use: the fork was made in a cell
         shell.run_cell = self._one_deeper(shell.run_cell)
-        self._render_and_show = shell.showtraceback
-        shell.showtraceback = self._show_traceback
-        shell._showtraceback = self._keep_traceback
+        self._render_and_show = type(shell).showtraceback.__get__(shell)
         _tell_statements(shell, on_statement)
         shell.set_hook("show_in_pager", _print_page, 0)
         shell.set_next_input = lambda *args, **kwargs: None
@@ -95,14 +94,24 @@ class WorkerShell:
         """Run a cell as IPython does: magics, await, last expression, tracebacks with its source."""
         self.shell.execution_count = execution_count
         self._hook.begin(code)
-        self._traceback = []
+        self._take_errors()
         outcome = self.shell.run_cell(code, store_history=False)
         error = outcome.error_before_exec or outcome.error_in_exec
         outcome.error_before_exec = outcome.error_in_exec = None  # a frame of the error's traceback holds `outcome`
         self.forget()
         if error is None:
             return CellOutcome(result=self._hook.take())
+        if error is not self._told and not self._on_error(error) and not self._traceback:
+            self._traceback = self.render(error, [interactiveshell.__file__])  # the cell has just put its own there
+        self._told = None
         return CellOutcome(error=error, traceback=self._traceback)
+
+    def _take_errors(self) -> None:
+        """Whatever an earlier cell, or the notebook, has put in place of it, as `rich.traceback.install()` does."""
+        shell, self._traceback, self._told = self.shell, [], None
+        shell.showtraceback = self._show_traceback
+        shell._showtraceback = self._keep_traceback
+        shell.showsyntaxerror = type(shell).showsyntaxerror.__get__(shell)
 
     def look_up(self, expression: str) -> Any:
         """The value of a variable, or of any expression. Raises what the expression does."""
@@ -161,6 +170,7 @@ class WorkerShell:
         self._ends_cell = is_cells and self._depth == 1
         if self._ends_cell:
             kwargs.pop("exception_only", None)  # IPython thinks the name of a `SystemExit` enough
+        self._told = error if self._ends_cell else self._told
         if self._ends_cell and (error is None or self._on_error(error)):
             return
         if self._ends_cell and isinstance(error, MagicError):  # IPython would print it; it is shown as the cell's error

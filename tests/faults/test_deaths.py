@@ -83,6 +83,26 @@ def test_row_04_detailed_debugging_of_torch(fresh_notebook: Notebook) -> None:
     ranks.run("group = dist.new_group([0, 1]); dist.all_reduce(torch.ones(1), group=group)").ok()
 
 
+_CRASH = """import nbsync
+from nbsync.testing import inject
+def crash():
+    x = 1
+    inject.segfault()
+"""
+
+
+@pytest.mark.parametrize("launch", ["nbsync.session().call(crash)", "nbsync.notebook_launcher(crash, num_processes=2)"])
+def test_row_05_last_line_of_a_function_is_told(pair: Ranks, launch: str) -> None:
+    """Also of one that is called, in a session or in fresh workers, a crash is told with its line."""
+    outcome = pair.notebook.run(f"{_CRASH}{launch}", GUARD)
+    try:
+        assert f"(at Cell In[{outcome.number}], line 5)" in outcome.failed("WorkerDied").evalue
+    finally:
+        if "session" in launch:
+            pair.notebook.run("%nbsync restart --ranks 0,1", GUARD).ok()
+    pair.assert_next()
+
+
 _LARGE = {
     "broadcast from it": "dist.broadcast(big, src=1)",
     "broadcast to it": "dist.broadcast(big, src=0)",
@@ -238,6 +258,29 @@ def test_row_07_last_stderr_lines_are_in_the_error(pair: Ranks) -> None:
         assert "row seven: assertion failed" in error.evalue
     finally:
         pair.bring_back(1)
+
+
+_DIE_LATER = """
+import threading
+def die():
+    print('row seven: buffer 7 is corrupt', file=sys.stderr, flush=True)
+    inject.segfault()
+if rank == 1:
+    threading.Timer(0.2, die).start()"""
+_WAIT_FOR_IT = """
+import nbsync, time
+while not nbsync.session().dead_ranks: time.sleep(0.01)"""
+
+
+def test_row_07_last_stderr_lines_of_a_rank_that_ends_between_cells(pair: Ranks) -> None:
+    """They are in the error of the next cell, which runs nowhere."""
+    pair.run(_DIE_LATER).ok()
+    pair.notebook.run(_WAIT_FOR_IT, GUARD).ok()
+    error = pair.fail("pass", "WorkerDied")
+    assert "last on rank 1's stderr:\n  row seven: buffer 7 is corrupt" in error.evalue
+    assert "SIGSEGV" in error.evalue
+    assert "File" not in error.evalue
+    pair.bring_back(1)
 
 
 _UNREADABLE = """

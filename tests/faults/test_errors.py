@@ -9,6 +9,7 @@ import pytest
 from worlds import GUARD, Ranks, Worlds
 
 from nbsync.kernel.supervision.evidence import resident_bytes
+from notebooks import without_colours
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -93,6 +94,43 @@ def test_row_08_frames_are_released(pair: Ranks) -> None:
     pair.fail(cell, "MemoryError")
     assert pair.run("gc.collect(); held() is None").ok().texts == ["[0-1] True"]
     pair.assert_whole()
+
+
+_RICH = "from rich import traceback; traceback.install()"
+_CUSTOM = "get_ipython().set_custom_exc((Exception,), lambda shell, kind, error, trace, tb_offset=None: ['custom'])"
+_BARRIER = "if rank == 1: 1 / 0\ndist.barrier()"
+
+
+@pytest.mark.parametrize("install", [_RICH, _CUSTOM])
+def test_row_02_handlers_of_the_users_own(pair: Ranks, install: str) -> None:
+    """Code that shows errors in its own way changes nothing of which rank is told, and which only follows."""
+    try:
+        for cell in (f"{install}\n{_BARRIER}", _BARRIER):
+            error = pair.fail(cell, "ZeroDivisionError")
+            first, second = error.evalue.splitlines()
+            assert first == "rank 1: ZeroDivisionError: division by zero"
+            assert second.startswith("rank 0: waited in barrier")
+            assert "1 / 0" in error.traceback
+            assert "interactiveshell" not in error.traceback
+    finally:
+        pair.run("get_ipython().set_custom_exc((), None)").ok()
+    pair.assert_whole()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_row_01_in_a_notebook_with_rich_tracebacks(world_of: Worlds) -> None:
+    """The rank's traceback is shown also by those who do not ask the error for it."""
+    ranks = world_of(2)
+    ranks.notebook.run(f"shell = get_ipython(); before = shell.showtraceback, shell._showtraceback\n{_RICH}").ok()
+    try:
+        outcome = ranks.run("def divide(): return rank / 0\ndivide()")
+    finally:
+        ranks.notebook.run("shell.showtraceback, shell._showtraceback = before; del shell.showsyntaxerror").ok()
+    outcome.failed("ZeroDivisionError")
+    shown = without_colours("".join(outcome.texts))
+    assert f"Cell In[{outcome.number}], line 2, in divide()" in shown
+    assert "ranks 0-1: ZeroDivisionError: division by zero" in shown
+    ranks.assert_whole()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="ExceptionGroup came with Python 3.11")

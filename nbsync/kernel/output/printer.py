@@ -14,6 +14,7 @@ from nbsync.kernel.output.gate import Gate, Source
 from nbsync.kernel.output.lines import LineSplitter
 from nbsync.kernel.output.logs import Logs
 from nbsync.kernel.output.sink import Sink, Stream, tell
+from nbsync.kernel.supervision.evidence import last_words
 from nbsync.protocol.fence import MEETING
 from nbsync.protocol.messages import ClearOutput, Display
 from nbsync.protocol.words import format_ranks
@@ -115,9 +116,7 @@ class Printer:
 
     def last_words(self, rank: int) -> list[str]:
         """The last lines that `rank` wrote to stderr, without the stack that Python writes when it crashes."""
-        lines = list(self._stderr.get(rank, ()))
-        crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
-        return (lines if crash is None else lines[: crash + 1])[-4:]
+        return last_words(list(self._stderr.get(rank, ())))
 
     def finish(self, rank: int, now: float) -> None:
         """Nothing more comes from `rank`."""

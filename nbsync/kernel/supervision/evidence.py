@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,12 @@ def last_line(statement: Statement | None, seen: str, crash: Iterable[str]) -> s
     if name == statement.name:  # what was seen may be of an earlier statement
         return f"seen last at {seen}" if int(number) > statement.line else f"in the statement at {statement}"
     return f"in the statement at {statement}, seen last at {seen}"
+
+
+def last_words(lines: Sequence[str]) -> list[str]:
+    """The last of these lines of a rank's stderr, without the stack that Python writes when it crashes."""
+    crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+    return list(lines if crash is None else lines[: crash + 1])[-4:]
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nbsync.errors import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Rebuild = Callable[[int, Payload], object]
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _IGNORES = "still running, and ignoring the interrupts"
 
 
@@ -93,6 +95,9 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], rebuild: Rebui
         ],
         original=original,
     )
+    if error.traceback_lines:  # for those who do not ask for it: plain Python, pytest, rich
+        notes = getattr(error, "__notes__", ())
+        vars(error)["__notes__"] = [*notes, _COLOURS.sub("", "\n".join(error.traceback_lines))]
     return error
 
 
@@ -122,9 +127,12 @@ def _circumstances(run: Run, end: End, signal_name: str | None) -> str:
     if signal_name == "SIGKILL" and kills is not None and run.oom_kills is not None and kills > run.oom_kills:
         text += " (out of memory: the system ended it)"
     text += "; what was in its memory is lost"
-    if not end.last_words:
-        return text
-    return "\n".join([text, "last on its stderr:", *(f"  {word}" for word in end.last_words)])
+    return text + quote(end.last_words)
+
+
+def quote(words: Sequence[str], of: str = "its") -> str:
+    """The last lines of a rank's stderr, to follow what is told of its end."""
+    return "".join([f"\nlast on {of} stderr:", *(f"\n  {word}" for word in words)]) if words else ""
 
 
 def others_in_lines(run: Run, failures: Mapping[int, Failure], leave_out: list[int] | None = None) -> list[str]:
