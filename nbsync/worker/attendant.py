@@ -62,7 +62,7 @@ class Attendant:
         self._channel, self._interrupts, self._groups = channel, interrupts, groups
         self._watch, self._feed = watch, feed
         self.memory = MemoryGauge()
-        self.pace = Pace()
+        self.pace = Pace(lambda: self.is_here)
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MOST_UNSHOWN = 100  # displays of one rank that are on their way: at 0.1 s each, as many as a server takes in a second
@@ -13,9 +13,15 @@ MOST_BYTES = 8 << 20  # of them, before the last one
 
 
 class Pace:
-    """Lets through what is displayed, and holds it back while too much was not shown yet."""
+    """Lets through what is displayed, and holds it back while too much was not shown yet.
 
-    def __init__(self) -> None:
+    Args:
+        is_helper: whether this is the thread that hears of it: it must not wait for itself. The garbage collector may
+            run the user's code there.
+    """
+
+    def __init__(self, is_helper: Callable[[], bool]) -> None:
+        self._is_helper = is_helper
         self._sizes: deque[int] = deque()
         self._changed = threading.Condition()
         self._pid = os.getpid()
@@ -26,9 +32,13 @@ class Pace:
             return
         size = sum(len(part if isinstance(part, str | bytes) else repr(part)) for part in data.values())
         with self._changed:
-            while len(self._sizes) >= MOST_UNSHOWN or sum(self._sizes) >= MOST_BYTES:
+            while self._is_full and not self._is_helper():
                 self._changed.wait()
             self._sizes.append(size)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._sizes) >= MOST_UNSHOWN or sum(self._sizes) >= MOST_BYTES
 
     def shown(self, count: int) -> None:
         """So many more were shown, or will never be."""
