@@ -96,8 +96,8 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], rebuild: Rebui
         original=original,
     )
     if error.traceback_lines:  # for those who do not ask for it: plain Python, pytest, rich
-        notes = getattr(error, "__notes__", ())
-        vars(error)["__notes__"] = [*notes, _COLOURS.sub("", "\n".join(error.traceback_lines))]
+        note = _COLOURS.sub("", "\n".join(error.traceback_lines))
+        vars(error)["__notes__"] = [*vars(error).get("__notes__", ()), note]
     return error
 
 
