@@ -35,6 +35,7 @@ _COLLECTIVE_FILES = (
 )
 
 _OURS = os.path.join("nbsync", "worker", "groups", "")
+_INTERRUPTS = os.path.join("nbsync", "worker", "interrupts.py")
 _STORE, _STARTS, _REDUCER = f"{_OURS}storewaits.py", f"{_OURS}storestarts.py", f"{_OURS}reducer.py"
 _WATCH = (f"{_OURS}watch.py", _REDUCER)
 
@@ -76,7 +77,7 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
             waits = False
             continue
         name = code.co_name
-        if _OURS in code.co_filename:  # between any operation and who asks for it
+        if _OURS in code.co_filename or code.co_filename.endswith(_INTERRUPTS):  # whatever is asked for, or cut
             waits = waits or (name == "wait" and code.co_filename.endswith(_WATCH))
             if code.co_filename.endswith(_STORE) and name in STORE_WAITS:
                 asked = asked or f"store.{name}"

@@ -234,7 +234,7 @@ def test_row_06_another_dies_during_the_refill(pair: Ranks) -> None:
     pair.notebook.run(_ANOTHER_DIES).ok()
     outcome = pair.run("import os\nif rank == 1: os.kill(os.getpid(), 9)\nprint('here')")
     assert outcome.failed("WorkerDied").evalue.startswith("rank 1: the process was ended by SIGKILL")
-    assert "the world could not be made whole: rank 0: is not running" in outcome.stderr
+    assert "the world could not be made whole: rank 0 is not running" in outcome.stderr
     pair.assert_next()
     pair.notebook.run("%nbsync stop\n%nbsync start -n 2", GUARD).ok()
 

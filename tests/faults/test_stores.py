@@ -52,7 +52,7 @@ def test_row_02_wait_for_a_key(pair: Ranks, tmp_path: Path, make: str, wait: str
 _STARTS = [
     pytest.param("dist.TCPStore('127.0.0.1', port)", id="client"),
     pytest.param("dist.TCPStore('127.0.0.1', port, 2, is_master=True)", id="server"),
-    pytest.param("next(dist.rendezvous(f'tcp://127.0.0.1:{port}', 0, 2))", id="rendezvous"),
+    pytest.param("next(dist.rendezvous(f'tcp://127.0.0.1:{port}', 0, 3))", id="rendezvous"),
 ]
 
 

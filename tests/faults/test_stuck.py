@@ -261,7 +261,7 @@ def test_row_14_signal_without_its_handler(pair: Ranks, number: str) -> None:
     outcome = pair.notebook.wait(GUARD)
     error = outcome.failed("KeyboardInterrupt")
     assert "rank 1 is in C code that lets no other thread run" in outcome.stderr
-    assert "rank 1: interrupted" in error.traceback
+    assert re.search(r"rank(s 0-| )1: interrupted", error.traceback)
     pair.assert_whole()
 
 

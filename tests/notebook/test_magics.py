@@ -437,7 +437,7 @@ def test_push(live: Notebook) -> None:
         assert live.run(f"%%distributed --push {names}\na + b").ok().texts == ["[0-1] 3"]
     live.run("c, d = 3, 4\n%nbsync push c, d --ranks 0, 1\n%nbsync push --ranks 0 1 c d").ok()
     assert live.run("%%distributed --ranks 0 1 --timeout 60\nc + d").ok().texts == ["[0-1] 7"]
-    assert live.run("%nbsync stack 0 1").ok().stdout == "rank 0 is idle\n\nrank 1 is idle\n\n"
+    assert live.run("%nbsync stack 0 1").ok().stdout == "ranks 0-1 are idle\n"
 
 
 def test_pull(live: Notebook) -> None:
