@@ -248,11 +248,11 @@ def test_what_belongs_to_the_notebook_alone(fresh_notebook: Notebook) -> None:
     fresh_notebook.run(
         "import multiprocessing, nbsync, tqdm\ncontext = multiprocessing.get_context('forkserver')\n"
         "process = context.Process(target=print); process.start(); process.join()\n"
-        "list(tqdm.tqdm(range(3)))\nlock = tqdm.tqdm.get_lock(); tqdm.tqdm.monitor is not None"
+        "import tqdm.auto\nlist(tqdm.auto.tqdm(range(3)))\nlock = tqdm.tqdm.get_lock()"
     ).ok()
     inside = (
         "def inside():\n    process = context.Process(target=print); process.start(); process.join()\n"
-        "    list(tqdm.tqdm(range(3)))\n    alive = tqdm.tqdm.monitor.is_alive()\n"
+        "    list(tqdm.auto.tqdm(range(3)))\n    alive = tqdm.auto.tqdm.monitor.is_alive()\n"
         "    return process.exitcode, alive, tqdm.tqdm.get_lock() is lock\nnbsync.notebook_launcher(inside, (), 2)"
     )
     outcome = fresh_notebook.run(inside).ok()

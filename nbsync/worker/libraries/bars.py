@@ -92,9 +92,15 @@ def _forget_inherited(bar: Any) -> None:
 
     All copies of the notebook would share that: a rank that ends while it holds the lock would stop them all.
     """
-    bar.monitor = None
+    for kind in [bar, *_subclasses(bar)]:  # it is noted at the class that was used first
+        kind.monitor = None
     bar._instances = WeakSet()
     bar.set_lock(threading.RLock())
+
+
+def _subclasses(cls: Any) -> list[Any]:
+    direct: list[Any] = cls.__subclasses__()
+    return [*direct, *(each for one in direct for each in _subclasses(one))]
 
 
 def look_at(bar: Any, number: int) -> Bar:
