@@ -95,6 +95,7 @@ class Where:
         peer: the rank that it sends to or receives from, where that is known.
         cpu: seconds of processor time the process has used: hardly any between two looks means that it waits.
         queued: seconds for which its threads have waited for a processor: where there is none, it uses none.
+        is_queued: one of them has a processor or waits for one now.
         is_alone: no other thread runs the user's code, and could do what somebody waits for.
         memory: what the process holds; None where that cannot be told.
         stack: the whole Python stack as text, innermost last.
@@ -112,6 +113,7 @@ class Where:
     peer: int | None = None
     cpu: float = 0.0
     queued: float = 0.0
+    is_queued: bool = False
     is_alone: bool = True
     memory: Memory | None = None
     stack: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.operations import Collective, Message
 from nbsync.worker.groups.stillness import Stillness
-from nbsync.worker.groups.tasks import time_queued
+from nbsync.worker.groups.tasks import processor_demand
 from nbsync.worker.groups.watch import CollectiveWatch
 from nbsync.worker.inbox import Inbox
 from nbsync.worker.interrupts import Interrupts
@@ -219,23 +219,25 @@ class Attendant:
         name, peer = collective.name if collective else collective_in(frames), peer_in(frame)
         if name == ASYNCHRONOUS and isinstance(current, Message):
             name, peer = current
+        demand = processor_demand(threading.get_native_id(), with_loops=True) if name else None
         return Where(
-            asked.ticket,
-            self._interrupts.run,
-            users_line(frames),
-            name,
-            collective.number if collective else None,
-            collective.ranks if collective else (),
-            peer,
-            time.process_time(),
-            time_queued(threading.get_native_id()) if name else 0.0,
-            is_alone(self._main, threading.get_ident()) if name else True,
-            self.memory.read(),
-            tuple(_format_stack(frame)) if asked.with_stack else (),
-            collective.must if collective else None,
-            collective.group if collective else "",
-            ends_backward_pass(frames),
-            names_of(asked.names_of) if asked.names_of is not None else (),
+            ticket=asked.ticket,
+            run=self._interrupts.run,
+            line=users_line(frames),
+            waiting_in=name,
+            number=collective.number if collective else None,
+            group=collective.ranks if collective else (),
+            group_name=collective.group if collective else "",
+            peer=peer,
+            cpu=time.process_time(),
+            queued=demand.waited if demand else 0.0,
+            is_queued=demand is not None and demand.is_made,
+            is_alone=is_alone(self._main, threading.get_ident()) if name else True,
+            memory=self.memory.read(),
+            stack=tuple(_format_stack(frame)) if asked.with_stack else (),
+            must=collective.must if collective else None,
+            is_ddp=ends_backward_pass(frames),
+            names=names_of(asked.names_of) if asked.names_of is not None else (),
         )
 
 

@@ -49,9 +49,16 @@ class Place:
     @classmethod
     def of(cls, where: Where, world: tuple[int, ...]) -> Place:
         """That of a rank which says where it is."""
-        group = where.group or world
-        told = where.peer, where.line, where.must, where.group_name, where.is_ddp
-        return cls(where.waiting_in or "", where.number, group, *told)
+        return cls(
+            name=where.waiting_in or "",
+            number=where.number,
+            group=where.group or world,
+            peer=where.peer,
+            line=where.line,
+            must=where.must,
+            group_name=where.group_name,
+            is_ddp=where.is_ddp,
+        )
 
     def tell(self, *, with_group: bool) -> str:
         """In words; with the name of the process group where its ranks have several."""
@@ -98,7 +105,8 @@ def _waits(before: Where, now: Where) -> bool:
     """
     same = (before.waiting_in, before.number, before.line) == (now.waiting_in, now.number, now.line)
     demand = now.cpu - before.cpu + abs(now.queued - before.queued)  # less was queued if a thread has ended
-    return now.waiting_in not in (None, *_HAVE_A_LIMIT) and same and demand < _IDLE
+    is_idle = demand < _IDLE and not now.is_queued
+    return now.waiting_in not in (None, *_HAVE_A_LIMIT) and same and is_idle
 
 
 def _is_complete(place: Place, places: Mapping[int, Place]) -> bool:

@@ -24,7 +24,7 @@ class _Look(NamedTuple):
     flow: Flow
 
 
-_NOTHING = _Look(0.0, Demand(0.0, 0.0), Flow({}, 0))
+_NOTHING = _Look(0.0, Demand(0.0, 0.0, is_made=False), Flow({}, 0))
 
 
 class Stillness:
@@ -58,16 +58,16 @@ class Stillness:
         return self._is_still
 
     def _judge(self, before: _Look, now: _Look) -> bool:
-        """Gloo's event loops may be busy for nothing, around a connection that a peer has ended: data must flow."""
-        demand = now.demand.all - before.demand.all
         if now.flow.since(before.flow) >= _LARGE:
             self._flows_until = now.moment + _PAUSE
-        else:
-            demand -= now.demand.loops - before.demand.loops
-        return now.moment >= self._flows_until and demand < _BUSY * (now.moment - before.moment)
+        demand = now.demand.ran + now.demand.waited - before.demand.ran - before.demand.waited
+        is_idle = demand < _BUSY * (now.moment - before.moment) and not now.demand.is_made
+        return is_idle and now.moment >= self._flows_until
 
     def _look(self, now: float) -> _Look:
+        """Without gloo's event loops: they may be busy for nothing, around a connection that a peer has ended."""
         try:
-            return _Look(now, processor_demand(besides=threading.get_native_id()), self._groups.flow())
+            demand = processor_demand(threading.get_native_id(), with_loops=False)
+            return _Look(now, demand, self._groups.flow())
         except OSError:  # no descriptor is left to look with: it seems to do nothing
             return _NOTHING._replace(moment=now)

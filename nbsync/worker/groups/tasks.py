@@ -33,35 +33,41 @@ def sleeps_in(task: Path) -> int | None:
     """The first argument of the system call that a thread sleeps in."""
     with suppress(OSError):  # the thread has ended
         call = (task / "syscall").read_text().split()
-        if len(call) > 3 and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S":
+        if len(call) > 3 and _state(task) == "S":
             return int(call[1], 16)
     return None
 
 
 class Demand(NamedTuple):
-    """Seconds for which threads had a processor, or waited for one: all of them, and gloo's event loops among them."""
+    """What threads have asked of the processors.
 
-    all: float
-    loops: float
+    Attributes:
+        ran: seconds for which they had one.
+        waited: seconds for which they waited for one.
+        is_made: one has one or waits for it, or for a disk, now. How long counts when it has got one, maybe long after.
+    """
 
-
-def processor_demand(besides: int) -> Demand:
-    """Of this process until now, but for the thread of the number `besides`."""
-    demand = loops = 0
-    for task, ran, waited in _accounts(besides):
-        demand, loops = demand + ran + waited, loops + (ran + waited) * is_named(task, LOOP)
-    return Demand(demand * _NANO, loops * _NANO)
-
-
-def time_queued(besides: int) -> float:
-    """Seconds for which threads of this process have waited for a processor, but for that of the number `besides`."""
-    return sum(waited for _, _, waited in _accounts(besides)) * _NANO
+    ran: float
+    waited: float
+    is_made: bool
 
 
-def _accounts(besides: int) -> Iterator[tuple[Path, int, int]]:
-    """The threads, with the nanoseconds for which each had a processor, and waited for one."""
+def processor_demand(besides: int, *, with_loops: bool) -> Demand:
+    """Of this process until now, but for the thread of the number `besides`.
+
+    Args:
+        with_loops: gloo's event loops too.
+    """
+    ran, waited, is_made = 0, 0, False
     for task in tasks():
         with suppress(OSError):  # the thread has ended, or this system keeps no such account
-            if task.name != str(besides):
-                ran, waited, *_ = map(int, (task / "schedstat").read_text().split())
-                yield task, ran, waited
+            if task.name != str(besides) and (with_loops or not is_named(task, LOOP)):
+                is_made = is_made or _state(task) in "RD"
+                of_task = (task / "schedstat").read_text().split()
+                ran, waited = ran + int(of_task[0]), waited + int(of_task[1])
+    return Demand(ran * _NANO, waited * _NANO, is_made)
+
+
+def _state(task: Path) -> str:
+    """One letter: R of one that has or wants a processor, D of one that waits for a disk, S of one that sleeps."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
