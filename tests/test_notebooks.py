@@ -14,14 +14,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from notebooks import alive, poll, processes
+from notebooks import alive, poll, processes, without_colours
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LIMIT = 110.0  # seconds for a whole notebook, on a busy machine; it takes 20 on two idle cores
 MARK = "NBSYNC_TEST_NOTEBOOK"
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _UNWANTED = {
     "a path of this machine": re.compile(r"/(?:work|root|home|tmp|usr|opt|var)/"),
     "a warning": re.compile(r"warning", re.IGNORECASE),
@@ -98,7 +97,7 @@ def shown(cell: nbformat.NotebookNode) -> str:
         parts += output.get("traceback", [])
         parts.append(output.get("text", ""))
         parts += [str(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
-    return _ANSI.sub("", "\n".join(parts))
+    return without_colours("\n".join(parts))
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -26,7 +26,7 @@ from nbsync.kernel.view.live import LiveView, NoView
 from nbsync.protocol.blackbox import Statement
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Raised, Release
 from nbsync.protocol.reports import Where
-from nbsync.protocol.words import describe_ranks, format_ranks
+from nbsync.protocol.words import describe_ranks, format_ranks, pronoun
 
 ESCALATE_AFTER = 1.0  # seconds between two interrupts that count; more of them in between are one
 
@@ -226,10 +226,9 @@ class Conductor:
 
     def _give_up(self, reason: str) -> None:
         pending = self._run.pending
-        it = "it" if len(pending) == 1 else "them"
         self._notify(
-            f"{describe_ranks(pending)} {reason}. `%nbsync restart --ranks {format_ranks(pending)}` replaces {it}; "
-            "the variables there are lost by that"
+            f"{describe_ranks(pending)} {reason}. `%nbsync restart --ranks {format_ranks(pending)}` replaces "
+            f"{pronoun(pending, 'them')}; the variables there are lost by that"
         )
         self._run.abandoned = True
 

@@ -23,7 +23,7 @@ from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Peek, Shown
 from nbsync.protocol.reports import Progress, Where
-from nbsync.protocol.words import describe_ranks, format_ranks, ranks_do
+from nbsync.protocol.words import pronoun, ranks_do, they_do, way_back
 
 
 class Dispatch:
@@ -189,10 +189,8 @@ class Dispatch:
             raise NoSession("there are no workers: `%nbsync start` starts them")
         dead = self.state.in_phase(Phase.DEAD)
         if set(dead) & set(ranks):
-            how, pronoun = self.state.note(dead[0]).removeprefix("was "), "it" if len(dead) == 1 else "them"
-            way_back = f"`%nbsync restart --ranks {format_ranks(dead)}` brings {pronoun} back"
-            said = "".join(map(self._last_words, dead))
-            raise WorkerDied(ranks=dead, message=ranks_do(dead, f"is not running ({how}). {way_back}{said}"))
+            what = f"{self.state.end(dead[0])}. {way_back(dead, pronoun(dead, 'them'))}"
+            raise WorkerDied(ranks=dead, message=ranks_do(dead, what) + "".join(map(self._last_words, dead)))
         self.check_idle(ranks)
 
     def _last_words(self, rank: int) -> str:
@@ -204,7 +202,7 @@ class Dispatch:
         """Raise `RankBusy` if one of them is not."""
         busy = [rank for rank in ranks if rank in self._active]
         if busy:
-            doing = ranks_do(busy, self.state.note(busy[0])).replace(describe_ranks(busy), _pronoun(busy), 1)
+            doing = they_do(busy, self.state.note(busy[0]))
             raise RankBusy(ranks_do(busy, f"is busy: {doing}. `%nbsync interrupt` interrupts it"))
 
     def _release(self, rank: int, run: Run) -> None:
@@ -310,10 +308,6 @@ class Dispatch:
                 self.displayed(rank)
         if isinstance(what, Exited):
             self._on_exit()
-
-
-def _pronoun(ranks: Sequence[int]) -> str:
-    return "it" if len(ranks) == 1 else "they"
 
 
 def _is_text(item: tuple[int, str, Any]) -> bool:

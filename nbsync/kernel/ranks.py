@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from nbsync.errors import UsageError
 from nbsync.protocol.words import format_ranks
 
+_NAMED: dict[str, Callable[[int], Iterable[int]]] = {  # by the size of the world
+    "main": lambda size: (0,),
+    "local_main": lambda size: (0,),  # all ranks are on one node
+    "last": lambda size: (size - 1,),
+    "all": range,
+}
+NAMES = tuple(_NAMED)
 _ACCEPTED = "a rank (0), a list (0,2), a range (0-3), main, local_main, last, all, or a mixture (0,last or 0 last)"
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
@@ -17,15 +24,9 @@ def parse_ranks(spec: str, world_size: int) -> tuple[int, ...]:
 
     Raises `UsageError` if the spec is malformed or names a rank that this world does not have.
     """
-    words: dict[str, Iterable[int]] = {
-        "main": (0,),
-        "local_main": (0,),  # all ranks are on one node
-        "last": (world_size - 1,),
-        "all": range(world_size),
-    }
     chosen: set[int] = set()
     for name in re.split(r",|\s+", re.sub(r"\s*([,-])\s*", r"\1", spec.strip())):
-        chosen.update(words[name] if name in words else _parse_range(name, spec, world_size))
+        chosen.update(_NAMED[name](world_size) if name in _NAMED else _parse_range(name, spec, world_size))
     return tuple(sorted(chosen))
 
 

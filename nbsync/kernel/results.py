@@ -17,7 +17,7 @@ from nbsync.kernel.start.plan import Plan
 from nbsync.kernel.trial import unpack_safely
 from nbsync.protocol.messages import Payload
 from nbsync.protocol.serial import Common
-from nbsync.protocol.words import describe_ranks, format_ranks
+from nbsync.protocol.words import describe_ranks, way_back
 
 
 def show_results(run: Run, sink: Sink, plan: Plan) -> None:
@@ -56,7 +56,7 @@ def unpack_value(rank: int, value: Payload | None, common: Common, notify: Calla
 def add_way_back(error: BaseException, dead: Sequence[int]) -> None:
     """What brings the ranks back that have ended."""
     if isinstance(error, WorkerError) and dead:
-        error.others += (f"`%nbsync restart --ranks {format_ranks(dead)}` brings {describe_ranks(dead)} back",)
+        error.others += (way_back(dead, describe_ranks(dead)),)
 
 
 def add_hint(error: BaseException) -> None:

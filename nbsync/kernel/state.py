@@ -239,6 +239,10 @@ class WorldState:
     def note(self, rank: int) -> str:
         return self._ranks[rank].note
 
+    def end(self, rank: int) -> str:
+        """How a rank that is dead has ended: `is not running (ended by SIGKILL)`."""
+        return f"is not running ({self.note(rank).removeprefix('was ')})"
+
     def in_phase(self, phase: Phase) -> tuple[int, ...]:
         return tuple(rank for rank, state in sorted(self._ranks.items()) if state.phase is phase)
 

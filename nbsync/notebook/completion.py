@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from nbsync.errors import NbsyncError
 from nbsync.kernel.current import has_session, session
-from nbsync.kernel.ranks import parse_ranks
+from nbsync.kernel.ranks import NAMES, parse_ranks
 from nbsync.notebook import arguments
 
 _PARSERS = {
@@ -22,7 +22,6 @@ _PARSERS = {
 }
 _LINE = re.compile(r"\s*(%%?\w+)\s(?:(.*)\s)?(\S*)")  # the magic, whole words, and the one that Tab is pressed in
 _PATH = re.compile(r"(?<![\w.\])}'\"])((?:[^\W\d]\w*\.)*)(\w*)$")  # a variable's path, and the last word
-_RANKS = ("main", "local_main", "last", "all")
 
 
 @context_matcher(identifier="nbsync.magic_arguments")  # type: ignore[untyped-decorator]  # IPython's
@@ -83,7 +82,7 @@ def _offers(parser: argparse.ArgumentParser, before: Sequence[str], word: str) -
 
 
 def _values(action: argparse.Action) -> Iterable[str]:
-    return action.choices or (_RANKS if action.metavar == "SPEC" else ())
+    return action.choices or (NAMES if action.metavar == "SPEC" else ())
 
 
 def register(shell: InteractiveShell) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def has_handler(pid: int, number: int) -> bool:
-    """Whether the process would handle this signal, instead of being ended by it; not so if it is gone."""
+def handled_signals(pid: int) -> frozenset[int]:
+    """Those that the process would handle, instead of being ended by them; none if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
     except OSError:
-        return False
-    handled = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
-    return bool(handled >> (number - 1) & 1)
+        return frozenset()
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return frozenset(bit + 1 for bit in range(mask.bit_length()) if mask >> bit & 1)

@@ -1,10 +1,14 @@
-"""How ranks and sizes are written in what the user reads, and which limit an error of the system means."""
+"""What the user reads: how ranks and sizes are written, and which limit an error of the system means."""
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+
+_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do"}
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def describe_ranks(ranks: Sequence[int]) -> str:
@@ -12,13 +16,29 @@ def describe_ranks(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {format_ranks(ranks)}"
 
 
-_PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do"}
-
-
 def ranks_do(ranks: Sequence[int], what: str) -> str:
     """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
+    return f"{describe_ranks(ranks)} {_agreeing(ranks, what)}"
+
+
+def they_do(ranks: Sequence[int], what: str) -> str:
+    """`it was killed`, `they were killed`: as `ranks_do`, of ranks that were just named."""
+    return f"{pronoun(ranks, 'they')} {_agreeing(ranks, what)}"
+
+
+def _agreeing(ranks: Sequence[int], what: str) -> str:
     verb, _, rest = what.partition(" ")
-    return f"{describe_ranks(ranks)} {verb if len(ranks) == 1 else _PLURALS.get(verb, verb.removesuffix('s'))} {rest}"
+    return f"{verb if len(ranks) == 1 else _PLURALS.get(verb, verb.removesuffix('s'))} {rest}"
+
+
+def pronoun(ranks: Sequence[int], several: str) -> str:
+    """`it`, or for several ranks `they` or `them`."""
+    return "it" if len(ranks) == 1 else several
+
+
+def way_back(ranks: Sequence[int], who: str) -> str:
+    """What brings ranks back whose process has ended, `who` in words."""
+    return f"`%nbsync restart --ranks {format_ranks(ranks)}` brings {who} back"
 
 
 def format_ranks(ranks: Iterable[int]) -> str:
@@ -36,6 +56,11 @@ def describe_limit(error: BaseException) -> str:
     import resource  # not on every system
 
     return f"all {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} file descriptors of this process are in use"
+
+
+def without_colours(text: str) -> str:
+    """The text without those in which IPython renders a traceback."""
+    return _COLOURS.sub("", text)
 
 
 def format_size(nbytes: float) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TextIO
 
-from nbsync.protocol.handlers import has_handler
+from nbsync.protocol.handlers import handled_signals
 from nbsync.protocol.spec import STACK_SIGNAL
 
 
@@ -23,8 +23,9 @@ def keep_showing_stacks(file: TextIO) -> None:
     Code that puts all handlers back as `signal.getsignal` has told them, as Lightning's Trainer does, loses those of
     faulthandler, which Python does not know. faulthandler goes on to believe that it is registered.
     """
-    if faulthandler.is_enabled() and not has_handler(os.getpid(), signal.SIGSEGV):
+    handled = handled_signals(os.getpid())
+    if faulthandler.is_enabled() and signal.SIGSEGV not in handled:
         faulthandler.disable()
-    if not has_handler(os.getpid(), STACK_SIGNAL):
+    if STACK_SIGNAL not in handled:
         faulthandler.unregister(STACK_SIGNAL)
     show_stacks(file)

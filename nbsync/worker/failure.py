@@ -42,10 +42,7 @@ def describe(
         pickling: around the pickling of the error, which runs the user's code.
     """
     what, exception = identify(error, doing), None
-    with (
-        suppress(KeyboardInterrupt),
-        pickling or nullcontext(),
-    ):  # gives up the object, not the error
+    with suppress(KeyboardInterrupt), pickling or nullcontext():  # an interrupt gives up the object, not the error
         exception = _pack_exception(error)
     return Failure(
         module=type(error).__module__,

@@ -25,7 +25,7 @@ _COLLECTIVE_FOLDERS = (
     os.path.join("torch", "distributed", ""),
     os.path.join("torch", "nn", "parallel", "distributed.py"),
 )
-_FILES = os.path.join("torch", "distributed", "checkpoint", "")  # which it reads and writes
+_CHECKPOINTS = os.path.join("torch", "distributed", "checkpoint", "")
 _ENGINE, _BACKWARD = "_engine_run_backward", "backward"
 _COLLECTIVE_FILES = (
     os.path.join("torch", "distributed", "distributed_c10d.py"),
@@ -71,11 +71,7 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     """
     found = last = asked = None
     waits = False
-    for code, _ in frames:
-        if is_users(code):
-            found = last = asked = None
-            waits = False
-            continue
+    for code in _below_users(frames):
         name = code.co_name
         if _OURS in code.co_filename or code.co_filename.endswith(_INTERRUPTS):  # whatever is asked for, or cut
             waits = waits or (name == "wait" and code.co_filename.endswith(_WATCH))
@@ -99,8 +95,20 @@ def collective_in(frames: Iterable[tuple[CodeType, int]]) -> str | None:
     return found or asked or (ASYNCHRONOUS if waits else None)
 
 
-def _is_distributed(name: str) -> bool:
-    return any(part in name for part in _COLLECTIVE_FOLDERS) and _FILES not in name
+def _below_users(frames: Iterable[tuple[CodeType, int]]) -> list[CodeType]:
+    """What the innermost of the user's frames has called; all of it if there is none."""
+    called: list[CodeType] = []
+    for code, _ in frames:
+        if is_users(code):
+            called.clear()
+        else:
+            called.append(code)
+    return called
+
+
+def _is_distributed(filename: str) -> bool:
+    """Whether this is a file of torch.distributed, but for those that read and write checkpoints."""
+    return any(part in filename for part in _COLLECTIVE_FOLDERS) and _CHECKPOINTS not in filename
 
 
 def waited_in(trace: TracebackType | None) -> str | None:

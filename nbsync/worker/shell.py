@@ -131,9 +131,7 @@ class WorkerShell:
 
     def render(self, error: BaseException, ours: Sequence[str] = ()) -> list[str]:
         """The traceback of `error` as IPython shows it, without its outermost frames where they are of these files."""
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename in ours:
-            trace = trace.tb_next
+        trace = _below(error.__traceback__, ours)
         with without_own(error, trace):
             if isinstance(error, _GROUP):
                 return self._render_group(error, trace)
@@ -142,9 +140,8 @@ class WorkerShell:
 
     def _render_group(self, error: BaseException, trace: TracebackType | None) -> list[str]:
         """IPython shows nothing of the errors in a group."""
-        while trace is not None and trace.tb_frame.f_code.co_filename == interactiveshell.__file__:
-            trace = trace.tb_next
-        text = "".join(traceback.format_exception(type(error), error, trace))
+        below = _below(trace, [interactiveshell.__file__])
+        text = "".join(traceback.format_exception(type(error), error, below))
         for name, number in self.shell.compile._filename_map.items():
             text = text.replace(f'File "{name}"', f"Cell In[{number}]")
         return text.splitlines()
@@ -219,6 +216,13 @@ class WorkerShell:
     def _clear(self, wait: bool) -> None:
         self._pace.keep({})
         self._post(lambda fence: ClearOutput(fence, wait))
+
+
+def _below(trace: TracebackType | None, files: Sequence[str]) -> TracebackType | None:
+    """The traceback without its outermost frames where they are of these files."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in files:
+        trace = trace.tb_next
+    return trace
 
 
 def make_shell(main: Any) -> InteractiveShell:

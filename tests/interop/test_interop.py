@@ -60,8 +60,8 @@ def test_in_a_cell(libraries: Notebook, name: str) -> None:
 def test_stacks_after_lightning(libraries: Notebook) -> None:
     """Lightning's Trainer takes handlers away that were set in C; the next cell has those of nbsync again."""
     libraries.run(f"%%distributed -n 2\n{program('lightning_trainer')}", timeout=LIMIT).ok()
-    cell = "import os, signal\nfrom nbsync.protocol.handlers import has_handler"
-    cell += "\n[has_handler(os.getpid(), number) for number in (signal.SIGSEGV, signal.SIGUSR2)]"
+    cell = "import os, signal\nfrom nbsync.protocol.handlers import handled_signals"
+    cell += "\n[number in handled_signals(os.getpid()) for number in (signal.SIGSEGV, signal.SIGUSR2)]"
     assert libraries.run(f"%%distributed\n{cell}").ok().texts == ["[0-1] [True, True]"]
 
 

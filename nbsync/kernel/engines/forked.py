@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.engines.wires import Wires
 from nbsync.kernel.sigint import PutOff
-from nbsync.kernel.start.foresight import load_what_was_used
 from nbsync.kernel.start.forker import fork
 from nbsync.protocol.serial import Common
 from nbsync.protocol.spec import Call, Endpoints, WorkerSpec
@@ -31,7 +30,6 @@ def fork_all(
         Interrupted: the user gave it up.
     """
     kernel_pid = os.getpid()
-    load_what_was_used()
     worker.before_forks()
     gc.freeze()  # the collector in the children then leaves the shared pages alone
     try:

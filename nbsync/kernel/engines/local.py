@@ -16,6 +16,7 @@ from nbsync.kernel.engines.wires import Wires, refused
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.reaping import kill_and_reap
 from nbsync.kernel.sigint import PutOff, sigint_later
+from nbsync.kernel.start.foresight import load_what_was_used
 from nbsync.kernel.start.forker import run_in_forker
 from nbsync.kernel.start.luggage import pack_notebook
 from nbsync.kernel.start.methods import choose_method
@@ -47,7 +48,9 @@ class LocalEngine:
             tell(make_sink(), choice.note)
         self.method = choice.method
         self._drop_luggage()
-        if self.method != "fork":
+        if self.method == "fork":
+            load_what_was_used()
+        else:
             try:
                 with sigint_later():
                     self._luggage = anonymous_file()

@@ -6,8 +6,8 @@ DDP and torch's optimizers load its compiler where they are first used: 1.2 s of
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib import import_module
 
+from nbsync.kernel.start.loading import load
 from nbsync.protocol.spec import COMPILER
 
 _is_used = False
@@ -20,7 +20,11 @@ def note_compiler() -> None:
 
 
 def load_what_was_used() -> None:
-    """Takes its time at the first start after that."""
+    """Takes its time at the first start after that. Not for the thread that forks, which must never compute.
+
+    Raises:
+        Interrupted: as `load`.
+    """
     if _is_used:
         with suppress(ImportError):  # they tell of it themselves
-            import_module(COMPILER)
+            load(COMPILER)

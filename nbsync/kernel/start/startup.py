@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import time
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +14,7 @@ from nbsync.kernel.hub import Exited
 from nbsync.kernel.run import Run
 from nbsync.kernel.supervision.verdict import describe_exit
 from nbsync.protocol.messages import Alive, Arriving, Ready
-from nbsync.protocol.words import describe_ranks, ranks_do
+from nbsync.protocol.words import describe_ranks, ranks_do, without_colours
 
 START_LIMIT = 60.0  # seconds until every rank must have come up
 LIMIT_PER_RANK = 3.0  # seconds more for each interpreter that loads torch, should there be one processor
@@ -24,8 +23,6 @@ ALIVE_PER_RANK = 0.1  # seconds more for each
 STILL = 1.5  # seconds without any processor time, all threads asleep
 STARVED = 1.0  # seconds between two looks: then the machine is too busy for a judgement
 GATHER = 0.3  # seconds in which others that fail too are waited for, to name them all
-
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # as IPython renders a traceback
 
 
 class NotAlive(StartError):
@@ -101,7 +98,7 @@ class Startup:
                 self._up.add(rank)
                 self._traffic.up(rank, self._start)
             case Ready(_, failure) if failure is not None:
-                self._problems[rank] = "could not start:\n" + _COLOURS.sub("", "\n".join(failure.traceback))
+                self._problems[rank] = "could not start:\n" + without_colours("\n".join(failure.traceback))
             case Exited(_, status):
                 self._crashed |= os.WIFSIGNALED(status)
                 is_arriving = rank in self._steps and rank not in self._alive

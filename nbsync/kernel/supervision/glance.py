@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nbsync.kernel.state import Phase, Snapshot
 from nbsync.kernel.supervision.evidence import resident_bytes, unusual_state
-from nbsync.protocol.handlers import has_handler
+from nbsync.protocol.handlers import handled_signals
 from nbsync.protocol.reports import Where
 from nbsync.protocol.spec import STACK_SIGNAL
 from nbsync.protocol.words import describe_ranks, format_size, ranks_do
@@ -55,12 +55,12 @@ def _describe_without_stack(fleet: Fleet, rank: int, where: Where | None) -> str
     if where is not None:
         return str(fleet.traffic.moving(rank) or "is idle")
     if fleet.state.phase(rank) is Phase.DEAD:
-        return f"is not running ({fleet.state.note(rank).removeprefix('was ')})"
+        return fleet.state.end(rank)
     pid = fleet.traffic.pid(rank)
     if pid is None:
         return "was ended"
     in_c = "C code holds the GIL"
-    if has_handler(pid, STACK_SIGNAL):  # else it would end by the signal
+    if STACK_SIGNAL in handled_signals(pid):  # else it would end by the signal
         fleet.traffic.signal(rank, STACK_SIGNAL)
         in_c += "; the stack shows in the output of the cell"
     return f"does not answer: {unusual_state(pid) or in_c}"

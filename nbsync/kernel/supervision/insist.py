@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 
 from nbsync.kernel.supervision.evidence import unusual_state
-from nbsync.protocol.handlers import has_handler
+from nbsync.protocol.handlers import handled_signals
 from nbsync.protocol.spec import INSIST_SIGNAL, STACK_SIGNAL
 from nbsync.protocol.words import ranks_do
 
@@ -71,7 +71,7 @@ class Insistence:
     def _handles(self, rank: int, number: int) -> bool:
         """Whether the user's code has left the signal's handler in place: without one the rank would end by it."""
         pid = self._pid_of(rank)
-        return pid is not None and has_handler(pid, number)
+        return pid is not None and number in handled_signals(pid)
 
     def _tell(self, ranks: Iterable[int]) -> None:
         lines: dict[str, list[int]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +22,13 @@ from nbsync.kernel.supervision.evidence import End, oom_kills
 from nbsync.kernel.supervision.memory import memory_table
 from nbsync.protocol.messages import Failure, Payload
 from nbsync.protocol.serial import Parts
-from nbsync.protocol.words import describe_ranks
+from nbsync.protocol.words import describe_ranks, without_colours
 
 if TYPE_CHECKING:
     from nbsync.kernel.run import Run
 
 Rebuild = Callable[[int, Payload], object]
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _IGNORES = "still running, and ignoring the interrupts"
 
 
@@ -96,7 +94,7 @@ def _raised(run: Run, root: int, failures: Mapping[int, Failure], rebuild: Rebui
         original=original,
     )
     if error.traceback_lines:  # for those who do not ask for it: plain Python, pytest, rich
-        note = _COLOURS.sub("", "\n".join(error.traceback_lines))
+        note = without_colours("\n".join(error.traceback_lines))
         vars(error)["__notes__"] = [*vars(error).get("__notes__", ()), note]
     return error
 
