@@ -12,11 +12,12 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
-from nbsync.protocol.given_up import instead_of
+from nbsync.protocol.given_up import for_lack_of_memory, instead_of
 
 LARGE = 1 << 20  # bytes of a message that others may overtake
 
 _COUNT = struct.Struct("!I")
+_NOWHERE = 1 << 18  # bytes that are read at once of what is not kept
 
 
 class Frame:
@@ -101,7 +102,12 @@ class Assembler:
         while True:
             sizes = yield from _read_sizes()
             self.total, self.arrived = sum(sizes), 0
-            parts = [_room(size) for size in sizes]
+            try:
+                parts = [_room(size) for size in sizes]
+            except (MemoryError, OSError):
+                instead = yield from _without_buffers(sizes)
+                self._finished.append(instead)
+                continue
             yield from (memoryview(part) for part in parts if len(part))
             self._finished.append(pickle.loads(parts[0], buffers=parts[1:]))
             del parts  # they belong to the message, and go with it
@@ -114,6 +120,25 @@ def _read_sizes() -> Generator[memoryview, None, list[int]]:
     sizes = bytearray(8 * _COUNT.unpack(count)[0])
     yield memoryview(sizes)
     return [size for (size,) in struct.iter_unpack("!Q", sizes)]
+
+
+def _without_buffers(sizes: list[int]) -> Generator[memoryview, None, Any]:
+    """What stands for a message for whose buffers there is no memory. They are let go by.
+
+    Raises:
+        MemoryError: nothing can stand for it.
+    """
+    pickled = _room(sizes[0])
+    yield memoryview(pickled)
+    nowhere = memoryview(bytearray(_NOWHERE))
+    for size in sizes[1:]:
+        while size:
+            yield nowhere[:size]
+            size -= min(size, _NOWHERE)
+    instead = for_lack_of_memory(pickle.loads(pickled, buffers=[b""] * (len(sizes) - 1)), sum(sizes))
+    if instead is None:
+        raise MemoryError
+    return instead
 
 
 def _room(size: int) -> bytearray | mmap.mmap:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbsync.errors import NbsyncError
+from nbsync.protocol.given_up import NoRoom
 from nbsync.protocol.idents import identify_alike
 from nbsync.protocol.messages import Heal, Payload, Pull, Push, Request, RunCall, RunCell
 from nbsync.protocol.serial import pack, unpack
@@ -59,6 +60,8 @@ class Performer:
                 wanted = [self._shell.look_up(name) for name in names]
                 with self._recorder.pickling(", ".join(names), wanted):
                     return CellOutcome(), pack(wanted, named=dict(zip(names, wanted, strict=True)))
+            case NoRoom(_, size):
+                raise MemoryError(f"there is no memory for the {size} that were sent to this rank")
             case Heal(_, life):
                 self._watch.forget()
                 share_pages(self._spec, self._watch, life)

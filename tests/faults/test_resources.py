@@ -54,6 +54,38 @@ def test_row_09_the_kernel_is_never_the_victim(pair: Ranks) -> None:
     pair.run("os.kill(child, signal.SIGKILL); os.waitpid(child, 0)").ok()
 
 
+_LIMITED = (
+    "import resource\nheld = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (held + (200 << 20), resource.RLIM_INFINITY))"
+)
+_UNLIMITED = "resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))"
+
+
+def test_row_09_a_rank_has_no_room_for_a_value(pair: Ranks) -> None:
+    """What the system gives a rank no memory for is refused with its size, and the rank lives."""
+    pair.notebook.run(f"%%on_rank 1\n{_LIMITED}").ok()
+    pair.notebook.run("big = bytes(1 << 29)").ok()
+    error = pair.notebook.run("%nbsync push big", GUARD).failed("MemoryError")
+    assert "there is no memory for the 537 MB that were sent to this rank" in error.traceback
+    pair.notebook.run(f"%%on_rank 1\n{_UNLIMITED}").ok()
+    pair.assert_whole()
+    pair.notebook.run("%nbsync push big", GUARD).ok()
+    assert pair.run("len(big)").ok().texts == ["[0-1] 536870912"]
+
+
+def test_row_09_the_notebook_has_no_room_for_a_value(pair: Ranks) -> None:
+    """So is a value that a rank sends; both go on."""
+    pair.run("big = bytes(1 << 29)").ok()
+    pair.notebook.run(_LIMITED).ok()
+    error = pair.notebook.run("%nbsync pull big --ranks 0", GUARD).failed("MemoryError")
+    assert error.evalue == "rank 0: MemoryError: the notebook has no memory for the 537 MB that this rank sent"
+    pair.notebook.run(_UNLIMITED).ok()
+    pair.assert_whole()
+    pair.notebook.run("%nbsync pull big --ranks 0", GUARD).ok()
+    assert pair.notebook.run("len(big)").ok().texts == ["536870912"]
+    pair.notebook.run("del big").ok()
+
+
 def test_row_35_disk_is_full(pair: Ranks) -> None:
     """A rank that may write no file any more has an ordinary error, prints as before, and takes part."""
     cell = (

@@ -10,17 +10,18 @@ from nbsync.protocol.reports import Memory
 
 def memory_table(done: Mapping[int, Done]) -> list[str]:
     """A line for each rank that has answered, if one of them ran out of memory; else nothing."""
-    limits = [answer.failure.memory_limit for answer in done.values() if answer.failure is not None]
-    known = [limit for limit in limits if limit is not None]
-    if not known:
+    failures = {rank: answer.failure for rank, answer in done.items() if answer.failure is not None}
+    limits = {rank: failure.memory_limit for rank, failure in failures.items() if failure.memory_limit is not None}
+    if not limits:
         return []
-    lines = [f"  rank {rank}: {_line(answer.memory)}" for rank, answer in sorted(done.items()) if answer.memory]
-    return [f"memory of the ranks, each limited to {_size(min(known))}:", *lines]
+    held = {rank: answer.memory for rank, answer in sorted(done.items()) if answer.memory is not None}
+    return ["memory of the ranks:", *(f"  rank {rank}: {_line(held[rank], limits.get(rank))}" for rank in held)]
 
 
-def _line(held: Memory) -> str:
+def _line(held: Memory, limit: int | None) -> str:
+    most = f" of {_size(limit)} at most" if limit is not None else ""
     gpu = f"; GPU {_size(held.allocated)} in tensors, {_size(held.reserved)} reserved" if held.reserved else ""
-    return f"RSS {_size(held.resident)}{gpu}"
+    return f"RSS {_size(held.resident)}{most}{gpu}"
 
 
 def _size(count: int) -> str:
