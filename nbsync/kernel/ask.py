@@ -16,10 +16,10 @@ from nbsync.kernel.ranks import parse_ranks
 from nbsync.kernel.results import add_hint, add_way_back, unpack_value
 from nbsync.kernel.run import Run
 from nbsync.kernel.sigint import interrupted_while
-from nbsync.kernel.start.plan import check_timeout
 from nbsync.kernel.state import Phase
 from nbsync.kernel.supervision.mend import heal, refill
 from nbsync.kernel.supervision.verdict import judge
+from nbsync.protocol.limits import check_timeout
 from nbsync.protocol.messages import Request, Work
 from nbsync.protocol.words import describe_ranks
 

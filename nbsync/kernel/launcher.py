@@ -12,8 +12,9 @@ from nbsync.errors import UsageError, WorkerError
 from nbsync.kernel.output.printer import Label
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.kernel.session import Session, call_in_fresh_workers
-from nbsync.kernel.start.plan import Plan, check_timeout, checked_env, checked_plan
+from nbsync.kernel.start.plan import Plan, checked_env, checked_plan
 from nbsync.kernel.start.rendezvous import LOOPBACK
+from nbsync.protocol.limits import check_timeout
 
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
 

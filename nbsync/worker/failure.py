@@ -17,6 +17,7 @@ from nbsync.worker.groups.operations import PEER_GONE, ends_connection
 from nbsync.worker.places import collective_in, users_line, waited_in, walk_traceback
 from nbsync.worker.shortage import is_out_of_memory, memory_limit
 
+_LONGEST = 1 << 18  # characters of an error's text, and of a part of its traceback
 _MOST = 16 << 20  # bytes of an exception: every rank sends its own, and the notebook uses one
 
 
@@ -48,7 +49,7 @@ def describe(
         module=type(error).__module__,
         type_name=what.type_name,
         message=what.message,
-        traceback=tuple(map(_as_unicode, rendered)),
+        traceback=tuple(map(_presentable, rendered)),
         time=caught,
         where=what.where,
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
@@ -118,13 +119,16 @@ def _says_peer_gone(error: BaseException) -> bool:
 
 def _text(error: BaseException) -> str:
     try:
-        return _as_unicode("; ".join(filter(None, (str(error), describe_limit(error)))))
+        return _presentable("; ".join(filter(None, (str(error), describe_limit(error)))))
     except Exception as second:  # a user's __str__ may raise anything
         return f"(its text cannot be shown: {type(second).__name__})"
 
 
-def _as_unicode(text: str) -> str:
-    """The text with lone surrogates as escapes: a front end is sent UTF-8, which has none."""
+def _presentable(text: str) -> str:
+    """The text as a front end can take it: lone surrogates as escapes, since UTF-8 has none, and no megabytes."""
+    left_out = len(text) - _LONGEST
+    if left_out > 0:
+        text = f"{text[: _LONGEST // 2]}\n… {left_out:,} characters left out …\n{text[-_LONGEST // 2 :]}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -34,6 +34,16 @@ def test_row_01_text_that_is_no_unicode(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+def test_row_01_text_of_megabytes(pair: Ranks) -> None:
+    """No page could show it: what is left out of its middle is told."""
+    error = pair.fail("raise ValueError('<' + 'x' * 5_000_000 + '>')", "ValueError")
+    for text in (error.evalue, error.traceback):
+        assert len(text) < 300_000
+        assert "ValueError: <xxx" in text
+        assert re.search(r"xxx\n… 4,737,\d+ characters left out …\nxxx", text)
+        assert "xxx>" in text
+
+
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_row_03_all_raise_the_same(world_of: Worlds, size: int) -> None:
     """The same error of all ranks is one traceback for all of them."""

@@ -45,6 +45,15 @@ def test_a_name_that_is_none(plain: pytest.MonkeyPatch, name: Any) -> None:
         World().wait_for_everyone(name)
 
 
+@pytest.mark.parametrize("timeout", ["3", -1, True, float("nan")])
+def test_a_timeout_that_is_none(plain: pytest.MonkeyPatch, timeout: Any) -> None:
+    """It is refused where it is given, with what it may be."""
+    with pytest.raises(UsageError, match=f"from 0 up or None, got {timeout!r}"):
+        World().wait_for_everyone(timeout=timeout)
+    with pytest.raises(UsageError, match=f"positive number of seconds or None, got {timeout!r}"):
+        World(timeout=timeout)
+
+
 def test_a_barrier_that_times_out_names_who_is_missing(run_ranks: Any, Notes: Any, group_works: Any) -> None:
     """Those who wait get the missing ranks and the barrier's name; later on all can meet again."""
 

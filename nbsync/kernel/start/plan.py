@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from nbsync.errors import UsageError
@@ -143,12 +143,6 @@ def checked_seed(seed: int | None) -> int | None:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise UsageError(f"seed must be an integer or None (drawn), got {seed!r}")
     return int(seed)  # numpy's would overflow
-
-
-def check_timeout(timeout: float | None) -> None:
-    """Raises UsageError: it is neither None nor a positive number of seconds."""
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0):
-        raise UsageError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
 
 
 def make_spec(plan: Plan, rank: int, seed: int, rendezvous: Rendezvous, life: int = 0, scratch: str = "") -> WorkerSpec:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from nbsync.errors import UsageError
+from nbsync.protocol.limits import check_timeout
 from nbsync.worker.control import collectives
 from nbsync.worker.control.barrier import wait_at_barrier
 from nbsync.worker.control.identity import Identity
@@ -36,6 +37,9 @@ class World(Identity):
             a GPU for each process, else gloo.
         timeout: seconds after which a collective gives up; by default what torch has for the backend.
 
+    Raises:
+        UsageError: the timeout is no positive number.
+
     Examples:
         In a plain process; in a cell or a launched function the same code runs on several ranks.
 
@@ -57,6 +61,7 @@ class World(Identity):
     """
 
     def __init__(self, backend: str | None = None, timeout: float | None = None) -> None:
+        check_timeout(timeout)
         self._backend = backend
         self._timeout = timeout
         self._triggered = False
@@ -116,10 +121,11 @@ class World(Identity):
 
         Raises:
             BarrierTimeout: some ranks, which it names, did not come in time. The process group is unharmed.
-            UsageError: the name is no string.
+            UsageError: the name is no string, or the timeout no number.
         """
         if not isinstance(name, str | None):
             raise UsageError(f"a barrier's name is a string; a limit is timeout={name!r}")
+        check_timeout(timeout, may_be_zero=True)
         name = name or "wait_for_everyone"
         if self.join() == 1:
             return
