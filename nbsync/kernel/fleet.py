@@ -21,6 +21,7 @@ from nbsync.kernel.output.sink import Controls, Sink
 from nbsync.kernel.run import Run
 from nbsync.kernel.scratch import Scratch, sweep
 from nbsync.kernel.sigint import sigint_later, sigint_to
+from nbsync.kernel.start.own_names import tell_hidden
 from nbsync.kernel.start.plan import Plan, make_spec
 from nbsync.kernel.start.rendezvous import Rendezvous
 from nbsync.kernel.start.startup import NotAlive, Startup
@@ -80,7 +81,10 @@ class Fleet:
             self._take_precautions()
         with suppress(OSError):  # only tidiness
             sweep()
-        self.common = Common.of(vars(sys.modules["__main__"]))
+        variables = vars(sys.modules["__main__"])
+        if self.plan.init_group:
+            tell_hidden(variables)
+        self.common = Common.of(variables)
         self._bring_up(range(self.size))
 
     def refill(self, ranks: Sequence[int], mend: Callable[[int], None]) -> None:

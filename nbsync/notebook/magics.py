@@ -55,7 +55,9 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
         from nbsync.kernel.current import in_worker
 
         if in_worker():
-            self.shell.user_ns["world"].wait_for_everyone(line.strip() or None)
+            from nbsync import World
+
+            World().wait_for_everyone(line.strip() or None)  # the user may have made anything of `world`
         else:
             self._plainly(self._wait_for_everyone, arguments.wait_for_everyone(), line)
 
@@ -87,9 +89,8 @@ class NbsyncMagics(Magics):  # type: ignore[misc]  # traitlets
             session.run_cell(code, rest, timeout=options.timeout, execution_count=self._count)
 
     def _wait_for_everyone(self, options: argparse.Namespace) -> None:
-        self._existing().run_cell(
-            f"world.wait_for_everyone({' '.join(options.name) or None!r})", execution_count=self._count
-        )
+        code = f"__import__('nbsync').World().wait_for_everyone({' '.join(options.name) or None!r})"
+        self._existing().run_cell(code, execution_count=self._count)
 
     # ---- the line ----
 

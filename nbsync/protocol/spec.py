@@ -17,6 +17,10 @@ STACK_SIGNAL = signal.SIGUSR2
 #: Interrupts a worker past its helper thread, which C code may keep from running. Not SIGINT, so that the worker can
 #: tell it from one that its helper thread passed on at last: the two of them are one interrupt.
 INSIST_SIGNAL = signal.SIGRTMIN + 4
+
+#: The names that a worker binds in the user's namespace.
+OWN_NAMES = ("world", "rank", "local_rank", "world_size", "device", "torch", "dist")
+
 COMPILER = "torch._dynamo"  # the module of torch's compiler
 
 

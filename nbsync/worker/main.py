@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -30,7 +30,7 @@ from nbsync.protocol.messages import (
     Work,
 )
 from nbsync.protocol.serial import Common, set_common
-from nbsync.protocol.spec import COMPILER, Call, Endpoints, WorkerSpec
+from nbsync.protocol.spec import COMPILER, OWN_NAMES, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import performer, process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
@@ -202,15 +202,13 @@ class Worker:
             self.groups.join(self.spec.backend, world.device, self.spec.life)
             share_pages(self.spec, self.watch, self.spec.life)
         look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
-        self.shell.namespace.update(
-            world=world,
-            rank=world.rank,
-            local_rank=world.local_rank,
-            world_size=world.size,
-            device=world.device,
-            torch=torch,
-            dist=dist,
-        )
+        self._bind((world, world.rank, world.local_rank, world.size, world.device, torch, dist))
+
+    def _bind(self, values: Sequence[Any]) -> None:
+        """Bind our names. In a launched function, which was not written for them, what the notebook has stays."""
+        names, namespace = dict(zip(OWN_NAMES, values, strict=True)), self.shell.namespace
+        own = {} if self.spec.init_group else {name: namespace[name] for name in names if name in namespace}
+        namespace.update(names | own)
 
     def _answer(self, request: Request) -> None:
         """Do what `request` asks for, and tell how it went. Any error of the user's code is part of the answer."""

@@ -235,3 +235,21 @@ def test_workers_die_with_the_kernel(started: Started) -> None:
 
 def _descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_names_of_the_notebook_that_we_have_too(fresh_notebook: Notebook, method: str) -> None:
+    """A launched function sees its own; that a distributed cell does not is told at the first start."""
+    start = f"%nbsync start -n 2 --start-method {method}"
+    cell = "%load_ext nbsync\nrank, dist = 8, 0.5\nimport torch\ndef use(): return rank, dist, torch.__name__"
+    fresh_notebook.run(cell).ok()
+    launch = f"import nbsync\nnbsync.notebook_launcher(use, num_processes=2, start_method={method!r})"
+    assert fresh_notebook.run(launch, GUARD).ok().stdout == "[(8, 0.5, 'torch'), (8, 0.5, 'torch')]\n"
+    told = "nbsync: in distributed cells `rank`, `dist` will be each rank's own, not the notebook's\n"
+    assert told in fresh_notebook.run(start, GUARD).ok().stderr
+    assert fresh_notebook.run("%%distributed\nrank, dist.__name__").ok().texts == [
+        "[0] (0, 'torch.distributed')",
+        "[1] (1, 'torch.distributed')",
+    ]
+    fresh_notebook.run("%nbsync stop").ok()
+    assert told not in fresh_notebook.run(start, GUARD).ok().stderr
