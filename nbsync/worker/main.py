@@ -54,6 +54,7 @@ from nbsync.worker.libraries.bars import show_bars
 from nbsync.worker.libraries.imports import import_whole
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
+from nbsync.worker.libraries.transformers import show_training_once
 from nbsync.worker.pages import share_pages
 from nbsync.worker.performer import Performer
 from nbsync.worker.recorder import Recorder
@@ -181,6 +182,7 @@ class Worker:
         )
         import_whole(COMPILER, self.interrupts.put_off)
         leave_the_prompt()
+        show_training_once(self.spec.rank)
         self.groups.install()
         self.watch.install()
         StoreStarts(self.attendant.has_failed_elsewhere).install()

@@ -57,6 +57,14 @@ def test_in_a_cell(libraries: Notebook, name: str) -> None:
         assert cell.texts[-1:] == [f"[0-1] {RESULTS[name]}"]
 
 
+def test_the_tables_of_transformers(libraries: Notebook) -> None:
+    """They are shown by rank 0 alone: all ranks have the same numbers."""
+    shown = libraries.run(f"%%distributed -n 2\n{program('transformers_trainer')}", timeout=LIMIT).ok()
+    tables = [data["text/html"] for kind, data in shown.outputs if kind == "display" and "Training Loss" in str(data)]
+    assert len(tables) == 2  # of the training, and of the evaluation after it
+    assert all(">[0]<" in table for table in tables)
+
+
 def test_stacks_after_lightning(libraries: Notebook) -> None:
     """Lightning's Trainer takes handlers away that were set in C; the next cell has those of nbsync again."""
     libraries.run(f"%%distributed -n 2\n{program('lightning_trainer')}", timeout=LIMIT).ok()

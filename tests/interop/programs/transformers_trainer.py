@@ -27,7 +27,6 @@ arguments = TrainingArguments(
     logging_steps=4,
     save_steps=15,
     report_to=[],
-    disable_tqdm=True,
 )
 trainer = Trainer(
     model=model,
