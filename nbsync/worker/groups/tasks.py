@@ -45,6 +45,7 @@ class Demand(NamedTuple):
         ran: seconds for which they had one.
         waited: seconds for which they waited for one.
         is_made: one has one or waits for it, or for a disk, now. How long counts when it has got one, maybe long after.
+            Gloo's event loops are left out: they look up every 10 ms.
     """
 
     ran: float
@@ -61,10 +62,12 @@ def processor_demand(besides: int, *, with_loops: bool) -> Demand:
     ran, waited, is_made = 0, 0, False
     for task in tasks():
         with suppress(OSError):  # the thread has ended, or this system keeps no such account
-            if task.name != str(besides) and (with_loops or not is_named(task, LOOP)):
-                is_made = is_made or _state(task) in "RD"
-                of_task = (task / "schedstat").read_text().split()
-                ran, waited = ran + int(of_task[0]), waited + int(of_task[1])
+            is_loop = is_named(task, LOOP)
+            if task.name == str(besides) or (is_loop and not with_loops):
+                continue
+            is_made = is_made or (not is_loop and _state(task) in "RD")
+            of_task = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(of_task[0]), waited + int(of_task[1])
     return Demand(ran * _NANO, waited * _NANO, is_made)
 
 
