@@ -104,7 +104,7 @@ def test_row_19_data_loader(pair: Ranks, loader: str) -> None:
     """A DataLoader's processes end with the cell, whatever they do, and show no tracebacks."""
     outcome = pair.interrupted(_LOADERS[loader])
     error = outcome.failed("KeyboardInterrupt")
-    assert outcome.seconds < 2
+    assert outcome.seconds < 10
     poll(lambda: len(alive(family(pair.notebook.pid))) == 3, 1.0)  # two ranks and the guard
     assert len(alive(family(pair.notebook.pid))) == 3
     assert "Traceback (most recent call last)" not in outcome.stdout + outcome.stderr + error.traceback
@@ -340,7 +340,7 @@ def test_row_25_time_limit(pair: Ranks) -> None:
     assert "rank 1 had not finished" in error.evalue
     assert f"rank 1: interrupted at Cell In[{outcome.number}], line 3" in error.evalue
     assert "rank 0: had finished" in error.evalue
-    assert outcome.seconds < 3
+    assert outcome.seconds < 10
     pair.assert_whole()
 
 

@@ -169,7 +169,7 @@ def test_row_28_termination_is_ignored(kernel: Notebook) -> None:
     assert len(family(kernel.pid)) == 5  # two ranks, a child of each, the guard
     begin = time.monotonic()
     kernel.run("%nbsync stop", GUARD).ok()
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 10
     assert not family(kernel.pid)
 
 

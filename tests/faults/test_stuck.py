@@ -24,7 +24,7 @@ def test_row_11_missed_collective(world_of: Worlds, size: int) -> None:
     waiting = "rank 0 waits" if size == 2 else f"ranks 0,2-{size - 1} wait"
     assert re.search(rf"{waiting} in all_reduce #\d+ at Cell In\[{outcome.number}\], line 3", error.evalue)
     assert "rank 1 has finished" in error.evalue
-    assert outcome.seconds < 5
+    assert outcome.seconds < 30
     ranks.assert_whole()
 
 
@@ -238,7 +238,7 @@ def test_row_14_backtracking_regex(pair: Ranks) -> None:
     """A regular expression that backtracks looks at signals, so the first interrupt ends it at once."""
     outcome = pair.interrupted("inject.backtrack(28)")
     outcome.failed("KeyboardInterrupt")
-    assert outcome.seconds < 2
+    assert outcome.seconds < 6
 
 
 def test_row_14_stack_is_shown(pair: Ranks) -> None:
@@ -311,7 +311,7 @@ def test_row_15_deadlock_in_recv(world_of: Worlds, size: int) -> None:
     error = outcome.failed("Deadlock")
     for rank in range(size):
         assert re.search(rf"rank {rank} waits in recv for rank \d at Cell In\[{outcome.number}\], line 2", error.evalue)
-    assert outcome.seconds < 5
+    assert outcome.seconds < 30
     ranks.assert_whole()
 
 

@@ -115,7 +115,7 @@ def test_row_30_hangs_in_c(pair: Ranks) -> None:
     begin = time.monotonic()
     pair.notebook.interrupt()
     error = pair.notebook.wait(GUARD).failed("KeyboardInterrupt")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 6
     assert "objects._rebuild_crashing" in error.evalue
     pair.assert_whole()
 
