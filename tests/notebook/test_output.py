@@ -341,6 +341,19 @@ def test_warnings(live: Notebook) -> None:
     assert "[0-1]   warnings.warn('careful', RuntimeWarning)" in said.stderr
 
 
+_UNUSED = """%%distributed
+from torch.nn.parallel import DistributedDataParallel as DDP
+model = DDP(torch.nn.Linear(2, 2), find_unused_parameters=True)
+model(torch.ones(1, 2)).sum().backward()
+"""
+
+
+def test_warnings_of_torch(live: Notebook) -> None:
+    """Its C++ tells rank and time with each. The label has the ranks, and equal ones show once, with one time."""
+    said = live.run(_UNUSED).ok().stderr
+    assert re.fullmatch(r"\[0-1\] \[W\d{4} [\d:.]+ reducer.cpp:\d+\] Warning: find_unused.*\n\s*", said), said
+
+
 def test_logging_set_up_in_the_notebook(notebook: Notebook) -> None:
     """Handlers made in the notebook before the start write to the rank's stream, at once and in order."""
     notebook.run("%nbsync stop").ok()

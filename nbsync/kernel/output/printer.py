@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from nbsync.kernel.output.flood import Hidden
 from nbsync.kernel.output.fold import Entry, Folder, Group
 from nbsync.kernel.output.gate import Gate, Source
-from nbsync.kernel.output.lines import LineSplitter
+from nbsync.kernel.output.lines import LineSplitter, without_rank, without_time
 from nbsync.kernel.output.logs import Logs
 from nbsync.kernel.output.sink import Sink, Stream, tell
 from nbsync.kernel.supervision.evidence import last_words
@@ -193,8 +193,8 @@ class Printer:
 
     def _add_line(self, source: Source, text: str, now: float, is_end: bool = False) -> None:
         rank, stream = source
-        line = _Line(stream, text, is_end)
-        self._add(rank, line, line, now)
+        line = _Line(stream, without_rank(text), is_end)
+        self._add(rank, line._replace(text=without_time(line.text)), line, now)
         if stream == "stderr":
             self._stderr.setdefault(rank, deque(maxlen=60)).append(text)
 
