@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+import torch
 from worlds import GUARD, MODEL, Ranks, Worlds
 
 from notebooks import Notebook
@@ -219,3 +220,35 @@ def test_row_10_different_barriers(pair: Ranks) -> None:
     assert "start" in error.evalue
     assert "end" in error.evalue
     pair.assert_whole()
+
+
+_OPERATIONS = """
+import torch.distributed._functional_collectives as functional
+from torch.nn.parallel import DistributedDataParallel
+t = torch.ones(2)
+dist.all_reduce(t)
+dist.all_reduce(t, async_op=True).get_future().wait()
+summed = functional.all_reduce(torch.ones(2), "sum", dist.group.WORLD) + 0
+model = DistributedDataParallel(torch.nn.Linear(2, 1))
+model(t).sum().backward()
+t[0].item(), summed[0].item(), model.module.bias.grad.item()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("_C._collect_all", "what is waited for by a future"),
+        ("_C._current_graph_task_id", "what DDP does in C++"),
+        ("ops._c10d_functional.broadcast.default._op_dk", "functional collectives, such as those of DTensor"),
+    ],
+)
+def test_row_10_another_torch(fresh_notebook: Notebook, name: str, told: str) -> None:
+    """One that lacks what only the comparison needs: it is told what is not compared, and the rest works."""
+    fresh_notebook.run(f"import torch, torch.distributed\ndel torch.{name}").ok()
+    first = fresh_notebook.run(f"%%distributed\n{_OPERATIONS}", GUARD).ok()
+    lack = f"torch {torch.__version__} has no torch.{name}"
+    assert f"[0-1] nbsync: the ranks do not compare {told}: {lack}\n" in first.stderr
+    assert first.texts[-1] == "[0-1] (4.0, 2.0, 1.0)"
+    outcome = fresh_notebook.run("%%distributed\ndist.all_reduce(torch.ones(2 + rank))", GUARD)
+    assert "all_reduce (3,)" in outcome.failed("CollectiveMismatch").evalue

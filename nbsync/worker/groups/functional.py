@@ -35,6 +35,11 @@ _METHODS = {
     "broadcast": "broadcast",
     "broadcast_": "broadcast",
 }
+#: What must be there to watch them, as names in torch.
+NEEDS = (
+    *(f"ops.{_NAMESPACE}.{name}.default._op_dk" for name in (*_METHODS, "wait_tensor")),
+    "distributed.distributed_c10d._resolve_process_group",
+)
 
 
 def watch_functional(begin: Callable[..., Any], wait: Callable[..., Any], is_watched: Callable[[Any], bool]) -> Any:

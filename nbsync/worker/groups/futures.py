@@ -11,6 +11,9 @@ import torch.distributed as dist
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.replacing import replace_function
 
+#: What must be there to watch them, as names in torch.
+NEEDS = ("distributed.Work.get_future", "_C.Future.wait", "_C.Future.value", "_C.Future.then", "_C._collect_all")
+
 
 class FutureWatch:
     """Has them waited for, and compared, as every `Work` is.

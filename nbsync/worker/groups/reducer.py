@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -32,8 +33,13 @@ Begin: TypeAlias = Callable[[str, Any, Callable[[], Intent], Callable[[], Any]],
 Wait: TypeAlias = Callable[[Any, Callable[[], Any]], Any]
 
 _CPU = torch.device("cpu")
-#: Functions of torch.distributed, and methods of DDP's reducer, that are all in C++.
-_WAIT_WITHIN = ("_broadcast_coalesced", "_verify_params_across_processes", "_rebuild_buckets", "_delay_all_reduce")
+#: Functions of torch.distributed, and methods of DDP's reducer, that are all in C++; as names in torch.
+_WAIT_WITHIN = (
+    "distributed._broadcast_coalesced",
+    "distributed._verify_params_across_processes",
+    "_C._distributed_c10d.Reducer._rebuild_buckets",
+    "_C._distributed_c10d.Reducer._delay_all_reduce",
+)
 _OVERRIDES = r"(?s).*verriding a previously registered kernel"
 
 
@@ -105,9 +111,9 @@ class ReducerWatch:
             for describe, keys in _WATCHED.items():
                 for key in keys:
                     library.impl(describe.__name__, self._kernel(describe), key, allow_override=True)
-        for name in _WAIT_WITHIN:
-            owner = dist if hasattr(dist, name) else c10d.Reducer
-            replace_function(owner, name, self._waiting_within)
+        for place in _WAIT_WITHIN:
+            owner, _, name = place.rpartition(".")
+            replace_function(attrgetter(owner)(torch), name, self._waiting_within)
         after_import("torch._dynamo.trace_rules", lambda rules: rules.add(__package__))  # or it would compile them
         for module in (torch.autograd.graph, torch.autograd):
             replace_function(module, "_engine_run_backward", self._telling)
@@ -253,3 +259,14 @@ _WATCHED: dict[Callable[..., Call], Sequence[str]] = {
     broadcast_: ("CPU",),
     allgather_: ("CPU",),
 }
+#: What must be there to watch them, as names in torch.
+NEEDS = (
+    *_WAIT_WITHIN,
+    *(f"ops.c10d.{describe.__name__}" for describe in _WATCHED),
+    "distributed.ProcessGroup.unbox",
+    "distributed.Work.boxed",
+    "autograd.graph._engine_run_backward",
+    "autograd._engine_run_backward",
+    "autograd.Variable._execution_engine.queue_callback",
+    "_C._current_graph_task_id",
+)

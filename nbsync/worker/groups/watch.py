@@ -28,9 +28,9 @@ from torch.distributed import c10d_logger, distributed_c10d
 from torch.distributed.algorithms import join
 
 from nbsync.errors import CollectiveMismatch
+from nbsync.worker.groups import functional, futures, reducer
 from nbsync.worker.groups.comparison import Comparison
-from nbsync.worker.groups.functional import watch_functional
-from nbsync.worker.groups.futures import FutureWatch
+from nbsync.worker.groups.needs import can_compare
 from nbsync.worker.groups.operations import (
     COLLECTIVES,
     Collective,
@@ -40,7 +40,6 @@ from nbsync.worker.groups.operations import (
     intent_of,
     python_name,
 )
-from nbsync.worker.groups.reducer import ReducerWatch
 from nbsync.worker.groups.uncaught import MISMATCH
 from nbsync.worker.groups.underway import Begun, Underway
 from nbsync.worker.interrupts import Shield
@@ -80,21 +79,30 @@ class CollectiveWatch:
         self._main = threading.get_ident()
         self._here = threading.local()
         self._counting = threading.Lock()
-        self._reducer = ReducerWatch(self.begin, self.wait, self.is_watched, self.notice, self.underway)
+        self._reducer = reducer.ReducerWatch(self.begin, self.wait, self.is_watched, self.notice, self.underway)
 
     def install(self) -> None:
         """Wrap the methods of `ProcessGroup`, and of `Work` the one that waits."""
         kind: Any = dist.ProcessGroup
         for method in filter(kind.__dict__.__contains__, COLLECTIVES):  # not every torch has all of them
             replace_function(kind, method, functools.partial(self._collective, method))
-        self._functional = watch_functional(self.begin, self.wait, self.is_watched)
-        self._reducer.install()
         for method in _MESSAGES:
             replace_function(kind, method, functools.partial(self._message, method))
         replace_function(kind, "monitored_barrier", self._unnumbered)
         replace_function(kind, "recv_anysource", self._message_from_anybody)
         replace_function(dist.Work, "wait", self._wait)
-        FutureWatch(self.wait, self._reducer.on_future, self.underway).install()
+        self._install_comparisons()
+
+    def _install_comparisons(self) -> None:
+        """What reaches further into torch, and only compares: with a torch that lacks something, that is left out."""
+        if can_compare("functional collectives, such as those of DTensor", functional.NEEDS):
+            self._functional = functional.watch_functional(self.begin, self.wait, self.is_watched)
+        on_future: Callable[[Begun], None] = _forget_future
+        if can_compare("what DDP does in C++", reducer.NEEDS):
+            self._reducer.install()
+            on_future = self._reducer.on_future
+        if can_compare("what is waited for by a future", futures.NEEDS):
+            futures.FutureWatch(self.wait, on_future, self.underway).install()
 
     def forget(self) -> None:
         """The groups begin a new life: count from zero again."""
@@ -271,6 +279,10 @@ class CollectiveWatch:
             with self._counting:
                 numbers[what] -= 1
             raise
+
+
+def _forget_future(begun: Begun) -> None:
+    """Nobody looks after the backward passes, which it might be given to."""
 
 
 def _answers_for_others() -> bool:
