@@ -24,6 +24,7 @@ from nbsync.protocol.channel import Channel, ChannelClosed
 from nbsync.protocol.messages import Interrupt, Peek, Release, Shown
 from nbsync.protocol.reports import ASYNCHRONOUS, Where
 from nbsync.protocol.userlines import is_users
+from nbsync.worker.collector import Collector
 from nbsync.worker.feed import Feed
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.operations import Collective, Message
@@ -63,6 +64,7 @@ class Attendant:
         self._watch, self._feed = watch, feed
         self.memory = MemoryGauge()
         self.pace = Pace(lambda: self.is_here)
+        self._collector = Collector()
         self._main = threading.main_thread().ident
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -76,6 +78,7 @@ class Attendant:
         self._pid = os.getpid()
 
     def start(self) -> None:
+        self._collector.install()
         threading.Thread(target=self._serve, name="nbsync-attendant", daemon=True).start()
 
     def drain(self, timeout: float) -> None:
@@ -113,7 +116,11 @@ class Attendant:
         poll = select.poll()
         poll.register(self._wake_out, select.POLLIN)
         poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._channel.has_output else 0))
-        ready = dict(poll.poll(self._patience()))
+        patience = self._patience()
+        self._collector.resume()
+        events = poll.poll(patience)
+        self._collector.pause()
+        ready = dict(events)
         if self._wake_out in ready:
             os.read(self._wake_out, 4096)
         for message in self._channel.receive():

@@ -280,6 +280,33 @@ def test_ranks_are_idle_whatever_fails_at_the_end(session: Session, monkeypatch:
     assert _works(session)
 
 
+def test_the_helper_thread_collects_no_garbage(session: Session) -> None:
+    """A `__del__` of the user's runs in the user's threads, however busy the other one is."""
+    session.run_cell(
+        "import gc, threading, time\n"
+        "class Told:\n    def __del__(self): told.append(threading.current_thread() is threading.main_thread())\n"
+        "def wait():\n"
+        "    gc.collect(); gc.disable()\n"
+        "    thing = Told(); thing.itself = thing; del thing\n"
+        "    [[(i, i)] for i in range(9)]  # what `poll` returns is made of these: it is new only after a collection\n"
+        "    gc.set_threshold(gc.get_count()[0] + 10); gc.enable()  # a look at the stack allocates more than that\n"
+        "    time.sleep(60)\n"
+        "told = []; before = gc.get_threshold()"
+    )
+    busy = threading.Thread(target=_catch, args=([], session.run_cell, "wait()"))
+    busy.start()
+    try:
+        assert poll(lambda: all(where and "line 9" in where.line for where in session.peek().values()), 10)
+        for _ in range(5):
+            session.stack()
+    finally:
+        session.interrupt()
+        busy.join(10)
+    session.run_cell("gc.collect(); gc.set_threshold(*before)")
+    assert session.pull("told, gc.isenabled()") == [([True], True)] * 2
+    assert _works(session)
+
+
 def test_restart(session: Session) -> None:
     """Restart gives new processes, without the old ones' variables."""
     session.push({"old": 1})
