@@ -49,7 +49,7 @@ def _bar(name: str, spans: Iterable[float], total: float | None, n: float, text:
     now = f' aria-valuenow="{n:g}" aria-valuemax="{total:g}"' if total else ""
     role = f'role="progressbar" aria-label="{safe(label)}" aria-valuemin="0"{now} aria-valuetext="{safe(text)}"'
     shape = "t" if widths else "t u"
-    head = f'<span class="n">{safe(name)}</span>' if name else ""
+    head = f'<span class="n" title="{safe(name)}">{safe(name)}</span>' if name else ""  # a long one is cut
     body = f'{head}<div class="{shape}">{fills}</div> <span class="x">{safe(text)}</span>'
     return f'<div class="b {kind}" {role}>{body}</div>'
 
