@@ -5,19 +5,18 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-from typing import TextIO
 
 from nbsync.protocol.handlers import handled_signals
 from nbsync.protocol.spec import STACK_SIGNAL
 
 
-def show_stacks(file: TextIO) -> None:
-    """Have the stacks written to `file`."""
-    faulthandler.enable(file, all_threads=False)
-    faulthandler.register(STACK_SIGNAL, file, all_threads=False)
+def show_stacks(fd: int) -> None:
+    """Have the stacks written to the descriptor `fd`."""
+    faulthandler.enable(fd, all_threads=False)
+    faulthandler.register(STACK_SIGNAL, fd, all_threads=False)
 
 
-def keep_showing_stacks(file: TextIO) -> None:
+def keep_showing_stacks(fd: int) -> None:
     """Put back what the user's code has taken away, but no handler of its own in the place.
 
     Code that puts all handlers back as `signal.getsignal` has told them, as Lightning's Trainer does, loses those of
@@ -28,4 +27,4 @@ def keep_showing_stacks(file: TextIO) -> None:
         faulthandler.disable()
     if STACK_SIGNAL not in handled:
         faulthandler.unregister(STACK_SIGNAL)
-    show_stacks(file)
+    show_stacks(fd)

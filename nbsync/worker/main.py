@@ -125,7 +125,7 @@ class Worker:
         self.interrupts = Interrupts()
         self.interrupts.install()
         self.streams = Streams(ends.stdout, ends.stderr, self.interrupts.shield)
-        show_stacks(self.streams.err)
+        show_stacks(self.streams.to_kernel)
         os.environ.update(spec.environ)
         meeting = MeetingPoint(spec.host, spec.port, spec.world_size, spec.secret)
         self.groups = GroupKeeper(meeting, spec.rank, spec.world_size, self.interrupts.shield)
@@ -220,7 +220,7 @@ class Worker:
         self.feed.begin(isinstance(request, Work) and request.show_bars)
         self.recorder.doing = f"received {request.size}" if isinstance(request, GivenUp) else ""
         self._caught, self._follows = 0.0, False
-        keep_showing_stacks(self.streams.err)
+        keep_showing_stacks(self.streams.to_kernel)
         try:
             try:  # no generator: those cannot pass on every error
                 self.interrupts.begin(run)
@@ -231,26 +231,30 @@ class Worker:
         except BaseException as error:  # an interrupt: before anything was done, or while the error was described
             outcome, value = self._failed(error, run), None
             failure = self._describe(outcome, run)
-        if not isinstance(request, Heal):
-            self.groups.end_run(well=failure is None and not self.interrupts.was_asked(run))
-        memory = self.attendant.memory.read()
+        done = self._conclude(request, Done(run, 0, failure, outcome.result, value, group_broken=True))
         outcome.error = None  # its frames would keep the user's objects alive
-        done = Done(
-            run,
-            0,
-            failure,
-            outcome.result,
-            value,
-            group_broken=self.groups.are_broken or self.watch.has_failed,
-            sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
-            memory=memory,
-            caught_interrupt=failure is None and self.interrupts.was_raised(run),
-            has_compiler=COMPILER in sys.modules,
-        )
         self.feed.send(self.channel, time.monotonic(), at_once=True)
         self._post(lambda fence: replace(done, fence=fence))
         if failure is not None and failure.memory_limit is not None:
             give_back()
+
+    def _conclude(self, request: Request, done: Done) -> Done:
+        """The answer with what is known of this rank; where that cannot be told, its groups are to be made whole."""
+        run, is_well = request.run, done.failure is None
+        try:
+            if not isinstance(request, Heal):
+                self.groups.end_run(well=is_well and not self.interrupts.was_asked(run))
+            return replace(
+                done,
+                group_broken=self.groups.are_broken or self.watch.has_failed,
+                sequence=(*self.groups.sequence_numbers(), *self.watch.sequence_numbers()),
+                memory=self.attendant.memory.read(),
+                caught_interrupt=is_well and self.interrupts.was_raised(run),
+                has_compiler=COMPILER in sys.modules,
+            )
+        except Exception:  # a library may have made anything of its groups and models: a value is not lost by that
+            traceback.print_exc()
+            return done
 
     def _perform(self, request: Request) -> tuple[CellOutcome, Payload | None]:
         try:

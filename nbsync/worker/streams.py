@@ -14,7 +14,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from nbsync.protocol.channel import Channel
 from nbsync.protocol.fence import fence, meeting
@@ -28,11 +28,15 @@ class Streams:
     Args:
         stdout, stderr: write ends of the pipes; they belong to this object.
         shield: a context manager in which the main thread is not interrupted.
+
+    Attributes:
+        to_kernel: a descriptor of stderr's pipe that the user's code has no hand on.
     """
 
     def __init__(self, stdout: int, stderr: int, shield: Shield) -> None:
         # The fences go through descriptors of their own: the user may redirect or close 1 and 2.
         self._fds = (_move_high(stdout), _move_high(stderr))
+        self.to_kernel = self._fds[1]
         self._shield = shield
         self._lock = threading.RLock()
         self._count = 0
@@ -145,6 +149,18 @@ class _RankStream(io.TextIOWrapper):
         buffered = io.BufferedWriter(raw)
         super().__init__(buffered, encoding="utf-8", errors="backslashreplace", line_buffering=True)
         self._streams = streams
+
+    def close(self) -> None:
+        """Write what is held back. It stays open: the process has no other to say its last words on."""
+        self.flush()
+
+    def detach(self) -> NoReturn:
+        """Refused, as by the notebook's own streams.
+
+        Raises:
+            io.UnsupportedOperation: always.
+        """
+        raise io.UnsupportedOperation("detach")
 
     def write(self, text: str) -> int:
         self._streams._turn(self)

@@ -131,3 +131,27 @@ def test_row_42_an_event_loop_is_told_once() -> None:
             assert another.poll(0) == told
             mine.sendall(b"still")
             assert [another.poll(0) for _ in range(2)] == [[(peer.fileno(), select.EPOLLIN)]] * 2
+
+
+_FAKE = "from torch.testing._internal.distributed.fake_pg import FakeStore\n"
+
+
+def test_row_01_a_group_of_a_backend_that_does_not_count(pair: Ranks) -> None:
+    """It has no numbers of its collectives to compare: the groups are whole, and are healed, without them."""
+    pair.run(f"{_FAKE}fake = dist.new_group(backend='fake')").ok()
+    pair.fail("if rank == 1:\n    inject.raise_error()\ndist.barrier()", "ValueError")
+    pair.assert_whole()
+    program = f"def plan():\n    import torch.distributed as dist\n    {_FAKE}"
+    program += "    dist.init_process_group('fake', store=FakeStore(), rank=0, world_size=64)\n"
+    program += "    return dist.get_world_size()\nnbsync.notebook_launcher(plan, num_processes=2)"
+    assert pair.notebook.run(f"import nbsync\n{program}", GUARD).ok().stdout == "[64, 64]\n"
+
+
+def test_row_08_what_a_rank_cannot_tell_of_itself(pair: Ranks) -> None:
+    """What goes wrong after a cell, in what is told with its outcome, is shown; the outcome arrives."""
+    cell = "def once(*_):\n    dist.ProcessGroup._get_backend = get_backend\n    1 / 0\n"
+    cell += "get_backend = dist.ProcessGroup.__dict__['_get_backend']\ndist.ProcessGroup._get_backend = once\n7"
+    told = pair.notebook.run(f"%%on_rank 1\n{cell}").ok()
+    assert told.texts == ["[1] 7"]
+    assert "ZeroDivisionError" in told.stderr
+    pair.assert_whole()

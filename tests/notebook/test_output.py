@@ -197,16 +197,18 @@ def test_last_words(live: Notebook, end: str) -> None:
     assert outcome.stdout == "[1] whole line\n[1] last words\n"
 
 
-def test_closed_stdout(live: Notebook) -> None:
-    """A cell that closes sys.stdout, or redirects it, does not break the worker."""
+def test_closed_streams(live: Notebook) -> None:
+    """A cell that closes sys.stdout or sys.stderr, takes them apart, or redirects them does not break the worker."""
     cell = (
-        "%%distributed\nimport contextlib, io\n"
+        "%%distributed\nimport contextlib, io, sys\n"
         "with contextlib.redirect_stdout(io.StringIO()) as f: print('held')\nf.getvalue()"
     )
     assert live.run(cell).ok().texts == ["[0-1] 'held\\n'"]
-    live.run("%%on_rank 0\nimport sys\nsys.stdout.close()").ok()
-    assert live.run("%%distributed\nrank").ok().texts == ["[0] 0", "[1] 1"]
-    live.run("%nbsync restart").ok()
+    live.run("%%on_rank 0\nsys.stdout.close(); sys.stderr.close()").ok()
+    said = live.run("%%distributed\nprint('out'); print('err', file=sys.stderr); rank").ok()
+    assert (said.texts, said.stdout, said.stderr) == (["[0] 0", "[1] 1"], "[0-1] out\n", "[0-1] err\n")
+    live.run("%%distributed\nio.TextIOWrapper(sys.stdout.detach())").failed("UnsupportedOperation")
+    assert live.run("%%distributed\nprint('out')").ok().stdout == "[0-1] out\n"
 
 
 def test_pages(live: Notebook) -> None:

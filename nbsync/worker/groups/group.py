@@ -11,6 +11,7 @@ import ctypes
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -267,11 +268,11 @@ class GroupKeeper:
 
     def sequence_numbers(self) -> tuple[tuple[str, int], ...]:
         """How many collectives each group has seen, its models changes, optimizers steps: the same on all ranks."""
-        seen = (
-            (pg.group_name, pg._get_backend(_CPU)._get_sequence_number_for_group())
-            for pg in c10d._world.pg_map
-            if _CPU in pg._device_types
-        )
+        seen: list[tuple[str, int]] = []
+        for group in c10d._world.pg_map:
+            if _CPU in group._device_types:
+                with suppress(RuntimeError):  # a backend of another kind than gloo, which does not count
+                    seen.append((group.group_name, group._get_backend(_CPU)._get_sequence_number_for_group()))
         return (*seen, *self.training.changes())
 
 
