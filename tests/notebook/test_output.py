@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from nbsync.kernel.output.lines import without_rank, without_time
 from notebooks import Notebook, poll, without_colours
 
 
@@ -354,6 +355,21 @@ def test_warnings_of_torch(live: Notebook) -> None:
     """Its C++ tells rank and time with each. The label has the ranks, and equal ones show once, with one time."""
     said = live.run(_UNUSED).ok().stderr
     assert re.fullmatch(r"\[0-1\] \[W\d{4} [\d:.]+ reducer.cpp:\d+\] Warning: find_unused.*\n\s*", said), said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[E0007 0.250 loss] step done",
+        "[W1128 05:45:01.98 mine] done",
+        "  [W1128 05:45:01.98 reducer.cpp:1529] Warning: deeper in",
+        "[rank1]: loss 0.25",
+        "epoch 1 [W1128 05:45:01.98 reducer.cpp:1529] Warning",
+    ],
+)
+def test_lines_of_the_users_that_are_like_torchs(line: str) -> None:
+    """No number of theirs is taken for a time: ranks that differ in it are shown apart."""
+    assert without_time(without_rank(line)) == line
 
 
 def test_logging_set_up_in_the_notebook(notebook: Notebook) -> None:

@@ -7,18 +7,19 @@ import re
 from dataclasses import dataclass, field
 
 # How torch's C++ begins a line: `[rank1]:[W1128 05:45:01.984217028 reducer.cpp:1529] Warning: ...`
-_RANK = re.compile(r"\[rank\d+\]:(?=\[[A-Z]\d{4} )")
-_TIME = re.compile(r"(?<=\[[A-Z])\d{4} [\d:.]+ ")
+_HEAD = re.compile(r"(\[rank\d+\]:)?(\[[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ (?=[\w.]+:\d+\] )")
 
 
 def without_rank(line: str) -> str:
     """A line of torch's C++ without the rank: the label says it."""
-    return _RANK.sub("", line, count=1) if line.startswith("[rank") else line
+    head = _HEAD.match(line)
+    return line if head is None or head[1] is None else line[head.end(1) :]
 
 
 def without_time(line: str) -> str:
     """A line as other ranks say it too: torch's C++ puts the time before what it says."""
-    return _TIME.sub("", line, count=1) if line.startswith("[") else line
+    head = _HEAD.match(line)
+    return line if head is None else head[2] + line[head.end() :]
 
 
 def _decoder() -> codecs.IncrementalDecoder:
