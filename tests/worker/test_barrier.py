@@ -45,7 +45,7 @@ def test_a_name_that_is_none(plain: pytest.MonkeyPatch, name: Any) -> None:
         World().wait_for_everyone(name)
 
 
-@pytest.mark.parametrize("timeout", ["3", -1, True, float("nan")])
+@pytest.mark.parametrize("timeout", ["3", -1, True, float("nan"), float("inf")])
 def test_a_timeout_that_is_none(plain: pytest.MonkeyPatch, timeout: Any) -> None:
     """It is refused where it is given, with what it may be."""
     with pytest.raises(UsageError, match=f"from 0 up or None, got {timeout!r}"):

@@ -9,6 +9,7 @@ from typing import Any
 from nbsync.kernel.output.sink import make_sink, tell
 from nbsync.protocol.spec import OWN_NAMES
 
+_WORLD = ("nbsync.worker.control.world", "World")
 _told: set[str] = set()
 
 
@@ -26,4 +27,4 @@ def _is_alike(value: Any) -> bool:
     kind = type(value)  # not `isinstance`: a proxy may lie about its class, or raise
     if issubclass(kind, ModuleType):
         return value.__name__ in ("torch", "torch.distributed")
-    return str(kind.__module__).startswith("nbsync.")
+    return (kind.__module__, kind.__qualname__) == _WORLD

@@ -107,7 +107,7 @@ class World(Identity):
             torch.cuda.set_device(device)
         dist.init_process_group(
             backend,
-            timeout=None if self._timeout is None else timedelta(seconds=self._timeout),
+            timeout=None if self._timeout is None else timedelta(seconds=float(self._timeout)),
             device_id=device if device.type == "cuda" and "nccl" in backend else None,
         )
         return dist.get_world_size()
@@ -121,7 +121,7 @@ class World(Identity):
 
         Raises:
             BarrierTimeout: some ranks, which it names, did not come in time. The process group is unharmed.
-            UsageError: the name is no string, or the timeout no number.
+            UsageError: the name is no string, or the timeout no number from 0 up.
         """
         if not isinstance(name, str | None):
             raise UsageError(f"a barrier's name is a string; a limit is timeout={name!r}")
