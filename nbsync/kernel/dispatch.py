@@ -23,7 +23,7 @@ from nbsync.kernel.transfers import Moving
 from nbsync.protocol.blackbox import Statement, read_box
 from nbsync.protocol.messages import ClearOutput, Display, Done, Interrupt, Peek, Shown
 from nbsync.protocol.reports import Progress, Where
-from nbsync.protocol.words import pronoun, ranks_do, they_do, way_back
+from nbsync.protocol.words import pronoun, ranks_do, ranks_each_do, they_do, way_back
 
 
 class Dispatch:
@@ -189,8 +189,9 @@ class Dispatch:
             raise NoSession("there are no workers: `%nbsync start` starts them")
         dead = self.state.in_phase(Phase.DEAD)
         if set(dead) & set(ranks):
-            what = f"{self.state.end(dead[0])}. {way_back(dead, pronoun(dead, 'them'))}"
-            raise WorkerDied(ranks=dead, message=ranks_do(dead, what) + "".join(map(self._last_words, dead)))
+            ends = ", ".join(ranks_each_do({rank: self.state.end(rank) for rank in dead}))
+            what = f"{ends}. {way_back(dead, pronoun(dead, 'them'))}"
+            raise WorkerDied(ranks=dead, message=what + "".join(map(self._last_words, dead)))
         self.check_idle(ranks)
 
     def _last_words(self, rank: int) -> str:

@@ -189,6 +189,7 @@ class Failure:
         where: the last line of the user's code, what it did with a value, or both: "Cell In[3], line 7, while it ...".
         waiting_in: the torch.distributed operation it came out of, or None.
         is_consequence: it only says that a peer failed or that the rank was released.
+        came_of_peer: it was raised while such an error was handled, by code that catches it and says more.
         interrupted: it is the answer to an interrupt.
         exception: the exception itself, when it can be pickled and is not large.
         memory_limit: how many bytes the rank may have; None unless it ran out of memory.
@@ -202,6 +203,7 @@ class Failure:
     where: str = ""
     waiting_in: str | None = None
     is_consequence: bool = False
+    came_of_peer: bool = False
     interrupted: bool = False
     exception: Payload | None = None
     memory_limit: int | None = None

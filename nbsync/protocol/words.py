@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 _PLURALS = {"was": "were", "has": "have", "is": "are", "does": "do"}
@@ -19,6 +19,14 @@ def describe_ranks(ranks: Sequence[int]) -> str:
 def ranks_do(ranks: Sequence[int], what: str) -> str:
     """`rank 1 was killed`, `ranks 0-1 were killed`: `what` is said of one rank."""
     return f"{describe_ranks(ranks)} {_agreeing(ranks, what)}"
+
+
+def ranks_each_do(what: Mapping[int, str]) -> list[str]:
+    """As `ranks_do`, for each thing that is said of some of the ranks."""
+    said: dict[str, list[int]] = {}
+    for rank, each in sorted(what.items()):
+        said.setdefault(each, []).append(rank)
+    return [ranks_do(ranks, each) for each, ranks in said.items()]
 
 
 def they_do(ranks: Sequence[int], what: str) -> str:

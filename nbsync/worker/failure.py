@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import NamedTuple
@@ -27,6 +27,7 @@ def describe(
     *,
     caught: float,
     follows: bool,
+    released: bool = False,
     interrupted: bool = False,
     doing: str = "",
     pickling: AbstractContextManager[None] | None = None,
@@ -38,6 +39,7 @@ def describe(
         caught: when, by the monotonic clock.
         follows: it only follows from others, as `follows_from_others` told when it was raised: since then this rank
             may have been released for its own failure.
+        released: this rank's collectives were broken on purpose in this run.
         interrupted: an interrupt was asked for in this run.
         doing: what the rank was doing with a value, outside the user's own lines.
         pickling: around the pickling of the error, which runs the user's code.
@@ -54,6 +56,7 @@ def describe(
         where=what.where,
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
         is_consequence=follows,
+        came_of_peer=any(follows_from_others(each, released=released) for each in _handled(error)),
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=exception,
         memory_limit=memory_limit() if is_out_of_memory(error) else None,
@@ -100,6 +103,18 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
         return False
     is_users = isinstance(error, ConnectionError)  # torch raises no such one: it may come from any other connection
     return (released and not is_users) or collective_in(walk_traceback(error.__traceback__)) is not None
+
+
+def _handled(error: BaseException) -> Iterator[BaseException]:
+    """The errors that were being handled when `error` was raised, or that it says it comes from; each once."""
+    seen = {id(error)}
+    while True:
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None or id(before) in seen:
+            return
+        seen.add(id(before))
+        yield before
+        error = before
 
 
 def _traces(error: BaseException) -> list[TracebackType | None]:

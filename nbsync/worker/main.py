@@ -290,6 +290,7 @@ class Worker:
             outcome.traceback,
             caught=self._caught or time.monotonic(),
             follows=self._follows,
+            released=self.attendant.was_released(run),
             interrupted=self.interrupts.was_asked(run),
             doing=self.recorder.doing,
             pickling=self.recorder.pickling("the error", [outcome.error]),

@@ -167,6 +167,36 @@ def test_row_06_two_ranks_die(world_of: Worlds, size: int) -> None:
     ranks.bring_back(0, last)
 
 
+_SAYS_MORE = """
+try: dist.all_reduce(torch.ones(1))
+except RuntimeError as error: raise ValueError("row 6"){then}
+"""
+
+
+@pytest.mark.parametrize("then", ["", " from error"])
+def test_row_06_code_that_says_more_of_a_lost_connection(pair: Ranks, then: str) -> None:
+    """The death is what is told; the error that was raised where the connection was lost stands below it."""
+    cell = "if rank == 1:\n    time.sleep(0.2)\n    inject.kill()" + _SAYS_MORE.format(then=then)
+    error = pair.fail(cell, "WorkerDied")
+    assert error.evalue.startswith("rank 1: the process was ended by SIGKILL")
+    assert "what was in its memory is lost" in error.evalue
+    assert re.search(r"rank 0: ValueError: row 6 at Cell In\[\d+\], line 6", error.evalue)
+    pair.bring_back(1)
+    error = pair.fail("if rank == 1:\n    raise KeyError('row 1')" + _SAYS_MORE.format(then=then), "KeyError")
+    assert error.evalue.startswith("rank 1: KeyError: 'row 1'")
+    pair.assert_next()
+
+
+def test_row_06_two_ranks_die_of_different_things(world_of: Worlds) -> None:
+    """Each is told with its own end, when somebody wants to use them."""
+    ranks = world_of(4)
+    ranks.fail("if rank == 1:\n    inject.kill()\nif rank == 2:\n    inject.segfault()\ndist.barrier()", "WorkerDied")
+    error = ranks.notebook.run("%%distributed\nrank").failed("WorkerDied")
+    told = "rank 1 is not running (ended by SIGKILL), rank 2 is not running (ended by SIGSEGV). "
+    assert told + "`%nbsync restart --ranks 1-2` brings them back" in error.evalue
+    ranks.bring_back(1, 2)
+
+
 _REAPED_LATE = """
 from nbsync.kernel.engines.base import Process
 from nbsync.kernel.supervision.pulse import Pulse

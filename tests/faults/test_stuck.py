@@ -28,6 +28,17 @@ def test_row_11_missed_collective(world_of: Worlds, size: int) -> None:
     ranks.assert_whole()
 
 
+def test_row_11_code_that_says_more_of_a_lost_connection(pair: Ranks) -> None:
+    """Why the connection was lost is told; the error that was raised then stands below it."""
+    wait = (
+        "try: dist.all_reduce(torch.ones(1))\n    except RuntimeError as error: raise ValueError('row 11') from error"
+    )
+    error = pair.fail(f"if rank == 0:\n    {wait}", "Deadlock")
+    assert re.search(r"rank 0 waits in all_reduce #\d+ at Cell In\[\d+\], line 3; rank 1 has finished", error.evalue)
+    assert re.search(r"\nrank 0: ValueError: row 11 at Cell In\[\d+\], line 4", error.evalue)
+    pair.assert_whole()
+
+
 _TRAIN = """
 from torch.nn.parallel import DistributedDataParallel as DDP
 torch.manual_seed(rank)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbsync.protocol.reports import ASYNCHRONOUS, STORE_START, STORE_WAITS, Where
-from nbsync.protocol.words import ranks_do
+from nbsync.protocol.words import ranks_do, ranks_each_do
 
 # These end by themselves: a barrier with a timeout (else it shows as "barrier"), and what waits for a store, where
 # nobody knows who may yet come and set the key.
@@ -93,7 +93,7 @@ def diagnose(
     if any(_is_complete(place, places) for place in places.values()):
         return None  # all its ranks are there: its data is on the way
     doubt = tuple(rank for rank in sorted(now) if not now[rank].is_alone)
-    told = "; ".join([*_waiting(places), *_missing(absent)])
+    told = "; ".join([*_waiting(places), *ranks_each_do(absent)])
     is_uneven = FINISHED in absent.values() and any(place.is_ddp for place in places.values())
     return Verdict(told + (_UNEVEN if is_uneven else ""), doubt)
 
@@ -127,10 +127,3 @@ def _waiting(places: Mapping[int, Place]) -> list[str]:
         ranks_do(ranks, f"waits in {place.tell(with_group=len(groups[place.group]) > 1)}")
         for place, ranks in together.items()
     ]
-
-
-def _missing(absent: Mapping[int, str]) -> list[str]:
-    reasons: dict[str, list[int]] = {}
-    for rank, reason in sorted(absent.items()):
-        reasons.setdefault(reason, []).append(rank)
-    return [ranks_do(ranks, reason) for reason, ranks in reasons.items()]

@@ -35,14 +35,15 @@ _IGNORES = "still running, and ignoring the interrupts"
 def judge(run: Run, rebuild: Rebuild) -> BaseException | None:
     """The exception that `run` raises in the notebook, or None if it ended well.
 
-    The root is what failed first of its own accord; a peer's "connection closed" that follows is only listed.
+    The root is what failed first of its own accord; a peer's "connection closed" that follows is only listed, also
+    where the peer's code has caught it and raised an error of its own.
 
     Args:
         rebuild: gives the exception that a rank has sent; it may raise whatever an object of the user's does.
     """
     failures = {rank: done.failure for rank, done in run.done.items() if done.failure is not None}
     own = {r: f for r, f in failures.items() if not f.is_consequence and not f.interrupted}
-    first = min(own, key=lambda rank: own[rank].time, default=None)
+    first = min((rank for rank in own if not own[rank].came_of_peer), key=lambda rank: own[rank].time, default=None)
     if run.ends:
         died = min(run.ends, key=lambda rank: run.ends[rank].time)
         # The kernel notices a death a little later than it happened, a failure's time is the worker's own.
@@ -51,7 +52,7 @@ def judge(run: Run, rebuild: Rebuild) -> BaseException | None:
     if first is not None:
         return _raised(run, first, failures, rebuild)
     if run.stuck is not None:
-        return Deadlock(f"no rank could go on: {run.stuck}")
+        return Deadlock("\n".join([f"no rank could go on: {run.stuck}", *others_in_lines(run, own)]))
     if run.timed_out:
         return RunTimeout(_timeout_text(run, failures))
     if run.interrupts and not run.has_outlived_interrupts:
@@ -59,7 +60,8 @@ def judge(run: Run, rebuild: Rebuild) -> BaseException | None:
     if run.raised.intersection(run.pending) or (run.abandoned and not failures):
         return _silent(run, failures)
     if failures:  # only consequences: of something outside this run
-        return _raised(run, min(failures, key=lambda rank: failures[rank].time), failures, rebuild)
+        told = own or failures
+        return _raised(run, min(told, key=lambda rank: told[rank].time), failures, rebuild)
     return None
 
 
