@@ -45,7 +45,7 @@ def describe(
         pickling: around the pickling of the error, which runs the user's code.
     """
     what, exception = identify(error, doing), None
-    with suppress(KeyboardInterrupt), pickling or nullcontext():  # an interrupt gives up the object, not the error
+    with suppress(KeyboardInterrupt, SystemExit), pickling or nullcontext():  # that gives up the object, not the error
         exception = _pack_exception(error)
     return Failure(
         module=type(error).__module__,
@@ -135,7 +135,7 @@ def _says_peer_gone(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     try:
         return _presentable("; ".join(filter(None, (str(error), describe_limit(error)))))
-    except Exception as second:  # a user's __str__ may raise anything
+    except (Exception, SystemExit) as second:  # a user's __str__ may raise anything
         return f"(its text cannot be shown: {type(second).__name__})"
 
 
