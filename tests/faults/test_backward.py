@@ -82,6 +82,26 @@ def test_row_02_a_rank_is_a_step_behind(world_of: Worlds, size: int) -> None:
     assert "other parameters" in ranks.run(cell).stderr  # they were equal again
 
 
+def test_row_02_a_rank_is_a_step_behind_in_few_elements(pair: Ranks) -> None:
+    """A step of an embedding changes the rows that were used, which may be any."""
+    pair.run(
+        "from torch.nn.parallel import DistributedDataParallel as DDP\n"
+        "model = DDP(torch.nn.Embedding(1000, 8))\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "def step(raises=False):\n"
+        "    optimizer.zero_grad()\n    model(torch.tensor([500 + rank])).sum().backward()\n"
+        "    if raises: inject.raise_error('row 2')\n    optimizer.step()\n"
+        "for _ in range(3): step()"
+    ).ok()
+    same = pair.run("step()\nif rank == 0: inject.raise_error('row 2')\nstep()")
+    same.failed("ValueError")
+    assert "other parameters" not in same.stderr
+    apart = pair.run("step(rank == 0)")
+    apart.failed("ValueError")
+    assert "the DDP model Embedding has other parameters on rank 0 and rank 1, perhaps" in apart.stderr, apart.stderr
+    assert len(pair.run("model.module.weight[500, 0].item()").ok().texts) == 2
+    pair.assert_whole()
+
+
 def test_row_02_parameters_replaced_after_wrapping(pair: Ranks) -> None:
     """The cause is told: DDP knows nothing of them. Two such models of one name are one line."""
     pair.run(

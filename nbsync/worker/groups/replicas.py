@@ -6,16 +6,13 @@ before an optimizer step and another after it; from then on they would train dif
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import post_localSGD_hook
 
 from nbsync.protocol.words import describe_ranks
-
-_SAMPLE = 16  # elements of each parameter: an optimizer's step changes all of them
+from nbsync.worker.groups import checksums
 
 
 def replicated(model: Any) -> list[Any]:
@@ -33,18 +30,7 @@ def fingerprint(model: Any) -> int | None:
     """Equal where the parameters are; None if they cannot be looked at by one rank, or differ as they should."""
     if any(hook is post_localSGD_hook for hook, _ in model._comm_hooks):
         return None
-    parameters = replicated(model)
-    if any(type(p) not in (torch.nn.Parameter, torch.Tensor) or p.is_meta for p in parameters):
-        return None
-    try:
-        parts = [_as_real(p.detach()).flatten()[:_SAMPLE].to("cpu", torch.float64) for p in parameters]
-    except RuntimeError:  # the device has failed
-        return None
-    return zlib.crc32(torch.cat(parts).numpy().tobytes()) if parts else None
-
-
-def _as_real(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return checksums.fingerprint(replicated(model))
 
 
 def sides(ranks: Sequence[int], prints: Sequence[int | None]) -> list[list[int]]:
