@@ -137,6 +137,18 @@ def test_row_02_parameters_that_differ_by_design(pair: Ranks) -> None:
     _goes_on(pair)
 
 
+@pytest.mark.parametrize("who", ["True", "rank == 1"])
+def test_row_02_models_that_were_taken_apart(pair: Ranks, who: str) -> None:
+    """Who frees a model's memory so keeps the rank, and the other models train on."""
+    pair.run(f"{_MODEL.format(options='')}\nspent = [DDP(torch.nn.Linear(4, 4)) for _ in range(3)]").ok()
+    pair.run(f"if {who}:\n    spent[0].module = None\n    del spent[1].module, spent[2].reducer").ok()
+    _goes_on(pair)
+    pair.fail("step()\nif rank == 0: inject.raise_error('row 2')\nstep()", "ValueError")
+    _goes_on(pair)
+    pair.run("del spent").ok()
+    _goes_on(pair)
+
+
 def test_row_16_between_forward_and_backward(pair: Ranks) -> None:
     """An error between the two passes spoils nothing: the backward pass of the next cell still fits."""
     pair.run(f"{_MODEL.format(options='')}\nfor _ in range(3): step()").ok()

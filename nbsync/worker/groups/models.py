@@ -25,6 +25,7 @@ from nbsync.worker.groups.replicas import changes, fingerprint, replicated, side
 from nbsync.worker.replacing import replace_function
 
 c10d: Any = _distributed_c10d  # what is used here has no types
+_PARTS = ("module", "reducer", "process_group")  # without one of them a model is of no use
 #: For each model: what it looks like, whether it can go on, and the fingerprint of its parameters.
 Standing: TypeAlias = list[tuple[str, bool, int | None]]
 
@@ -51,8 +52,12 @@ class ModelKeeper:
 
     def has_unfinished(self) -> bool:
         """Whether the last backward pass of some model was cut short."""
+        return any(map(_is_unfinished, self._in_use()))
+
+    def _in_use(self) -> Iterator[Any]:
+        """The models that are held, but for those that the user has taken apart to free their memory."""
         models = (known() for known in self._models)
-        return any(_is_unfinished(model) for model in models if model is not None)
+        return (model for model in models if all(getattr(model, part, None) is not None for part in _PARTS))
 
     def tell(self, store: Store, rank: int) -> None:
         """Tell the other ranks of the models here.
@@ -63,10 +68,8 @@ class ModelKeeper:
             gc.collect()
         self._models = [known for known in self._models if known() is not None]
         self._told = {}
-        for known in self._models:
-            model = known()
-            if model is not None:
-                self._told.setdefault(model.process_group.group_name, []).append(model)
+        for model in self._in_use():
+            self._told.setdefault(model.process_group.group_name, []).append(model)
         standing = {name: [_standing(model) for model in models] for name, models in self._told.items()}
         store.set(f"models/{rank}", json.dumps(standing))
 
@@ -109,12 +112,10 @@ class ModelKeeper:
     def changes(self) -> Iterator[tuple[str, int]]:
         """For each model, a number that is the same on all ranks while all take the same steps."""
         numbers: Counter[str] = Counter()
-        for known in self._models:
-            model = known()
-            if model is not None:
-                group = model.process_group.group_name
-                numbers[group] += 1
-                yield f"changes of model {numbers[group]} in {group}", changes(model)
+        for model in self._in_use():
+            group = model.process_group.group_name
+            numbers[group] += 1
+            yield f"changes of model {numbers[group]} in {group}", changes(model)
 
 
 def _standing(model: Any) -> tuple[str, bool, int | None]:
