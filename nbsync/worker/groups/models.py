@@ -21,11 +21,19 @@ from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
-from nbsync.worker.groups.replicas import changes, fingerprint, replicated, sides, tell_difference
+from nbsync.worker.groups.replicas import (
+    changes,
+    differs_by_design,
+    fingerprint,
+    places,
+    replicated,
+    sides,
+    tell_difference,
+)
 from nbsync.worker.replacing import replace_function
 
 c10d: Any = _distributed_c10d  # what is used here has no types
-_PARTS = ("module", "reducer", "process_group")  # without one of them a model is of no use
+_PARTS = ("module", "reducer", "process_group", "_comm_hooks")  # a model of which one is missing is of no use
 #: For each model: what it looks like, whether it can go on, and the fingerprint of its parameters.
 Standing: TypeAlias = list[tuple[str, bool, int | None]]
 
@@ -35,6 +43,7 @@ class ModelKeeper:
 
     def __init__(self) -> None:
         self._models: list[weakref.ref[Any]] = []
+        self._places: weakref.WeakKeyDictionary[Any, dict[int, str]] = weakref.WeakKeyDictionary()
         self._uneven: weakref.WeakSet[Any] = weakref.WeakSet()  # of these the user knows
         self._told: dict[str, list[Any]] = {}  # of what the others were told, by group: none may go until they agree
 
@@ -45,17 +54,27 @@ class ModelKeeper:
     def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _ddp_init_helper(model: Any, *args: Any, **kwargs: Any) -> None:
             original(model, *args, **kwargs)
+            self._places[model] = places(model)  # once: a model may have as many optimizers as parameters
             if not any(known() is model for known in self._models):
                 self._models.append(weakref.ref(model))
 
         return _ddp_init_helper
+
+    def places(self) -> dict[int, str]:
+        """For the id of each parameter of which all ranks make the same steps: what is the same there."""
+        return {
+            each: place
+            for model in self._in_use()
+            if not differs_by_design(model)
+            for each, place in self._places.get(model, {}).items()
+        }
 
     def has_unfinished(self) -> bool:
         """Whether the last backward pass of some model was cut short."""
         return any(map(_is_unfinished, self._in_use()))
 
     def _in_use(self) -> Iterator[Any]:
-        """The models that are held, but for those that the user has taken apart to free their memory."""
+        """The models that are held, but for those half made, or that the user has taken apart to free their memory."""
         models = (known() for known in self._models)
         return (model for model in models if all(getattr(model, part, None) is not None for part in _PARTS))
 
