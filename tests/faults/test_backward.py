@@ -82,6 +82,26 @@ def test_row_02_a_rank_is_a_step_behind(world_of: Worlds, size: int) -> None:
     assert "other parameters" in ranks.run(cell).stderr  # they were equal again
 
 
+def test_row_02_a_rank_is_a_step_behind_in_few_elements(pair: Ranks) -> None:
+    """A step of an embedding changes the rows that were used, which may be any."""
+    pair.run(
+        "from torch.nn.parallel import DistributedDataParallel as DDP\n"
+        "model = DDP(torch.nn.Embedding(1000, 8))\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "def step(raises=False):\n"
+        "    optimizer.zero_grad()\n    model(torch.tensor([500 + rank])).sum().backward()\n"
+        "    if raises: inject.raise_error('row 2')\n    optimizer.step()\n"
+        "for _ in range(3): step()"
+    ).ok()
+    same = pair.run("step()\nif rank == 0: inject.raise_error('row 2')\nstep()")
+    same.failed("ValueError")
+    assert "other parameters" not in same.stderr
+    apart = pair.run("step(rank == 0)")
+    apart.failed("ValueError")
+    assert "the DDP model Embedding has other parameters on rank 0 and rank 1, perhaps" in apart.stderr, apart.stderr
+    assert len(pair.run("model.module.weight[500, 0].item()").ok().texts) == 2
+    pair.assert_whole()
+
+
 def test_row_02_parameters_replaced_after_wrapping(pair: Ranks) -> None:
     """The cause is told: DDP knows nothing of them. Two such models of one name are one line."""
     pair.run(
@@ -114,6 +134,18 @@ def test_row_02_parameters_that_differ_by_design(pair: Ranks) -> None:
     outcome.failed("ValueError")
     assert outcome.stderr == ""
     pair.run("gc.enable()\nown(torch.randn(4, 16)).sum().backward()\nassert (net[1].weight == rank).all()").ok()
+    _goes_on(pair)
+
+
+@pytest.mark.parametrize("who", ["True", "rank == 1"])
+def test_row_02_models_that_were_taken_apart(pair: Ranks, who: str) -> None:
+    """Who frees a model's memory so keeps the rank, and the other models train on."""
+    pair.run(f"{_MODEL.format(options='')}\nspent = [DDP(torch.nn.Linear(4, 4)) for _ in range(3)]").ok()
+    pair.run(f"if {who}:\n    spent[0].module = None\n    del spent[1].module, spent[2].reducer").ok()
+    _goes_on(pair)
+    pair.fail("step()\nif rank == 0: inject.raise_error('row 2')\nstep()", "ValueError")
+    _goes_on(pair)
+    pair.run("del spent").ok()
     _goes_on(pair)
 
 

@@ -21,10 +21,19 @@ from torch._C import _distributed_c10d
 from torch._C._distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
-from nbsync.worker.groups.replicas import changes, fingerprint, replicated, sides, tell_difference
+from nbsync.worker.groups.replicas import (
+    changes,
+    differs_by_design,
+    fingerprint,
+    places,
+    replicated,
+    sides,
+    tell_difference,
+)
 from nbsync.worker.replacing import replace_function
 
 c10d: Any = _distributed_c10d  # what is used here has no types
+_PARTS = ("module", "reducer", "process_group", "_comm_hooks")  # a model of which one is missing is of no use
 #: For each model: what it looks like, whether it can go on, and the fingerprint of its parameters.
 Standing: TypeAlias = list[tuple[str, bool, int | None]]
 
@@ -34,6 +43,7 @@ class ModelKeeper:
 
     def __init__(self) -> None:
         self._models: list[weakref.ref[Any]] = []
+        self._places: weakref.WeakKeyDictionary[Any, dict[int, str]] = weakref.WeakKeyDictionary()
         self._uneven: weakref.WeakSet[Any] = weakref.WeakSet()  # of these the user knows
         self._told: dict[str, list[Any]] = {}  # of what the others were told, by group: none may go until they agree
 
@@ -44,15 +54,29 @@ class ModelKeeper:
     def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _ddp_init_helper(model: Any, *args: Any, **kwargs: Any) -> None:
             original(model, *args, **kwargs)
+            self._places[model] = places(model)  # once: a model may have as many optimizers as parameters
             if not any(known() is model for known in self._models):
                 self._models.append(weakref.ref(model))
 
         return _ddp_init_helper
 
+    def places(self) -> dict[int, str]:
+        """For the id of each parameter of which all ranks make the same steps: what is the same there."""
+        return {
+            each: place
+            for model in self._in_use()
+            if not differs_by_design(model)
+            for each, place in self._places.get(model, {}).items()
+        }
+
     def has_unfinished(self) -> bool:
         """Whether the last backward pass of some model was cut short."""
+        return any(map(_is_unfinished, self._in_use()))
+
+    def _in_use(self) -> Iterator[Any]:
+        """The models that are held, but for those half made, or that the user has taken apart to free their memory."""
         models = (known() for known in self._models)
-        return any(_is_unfinished(model) for model in models if model is not None)
+        return (model for model in models if all(getattr(model, part, None) is not None for part in _PARTS))
 
     def tell(self, store: Store, rank: int) -> None:
         """Tell the other ranks of the models here.
@@ -63,10 +87,8 @@ class ModelKeeper:
             gc.collect()
         self._models = [known for known in self._models if known() is not None]
         self._told = {}
-        for known in self._models:
-            model = known()
-            if model is not None:
-                self._told.setdefault(model.process_group.group_name, []).append(model)
+        for model in self._in_use():
+            self._told.setdefault(model.process_group.group_name, []).append(model)
         standing = {name: [_standing(model) for model in models] for name, models in self._told.items()}
         store.set(f"models/{rank}", json.dumps(standing))
 
@@ -109,12 +131,10 @@ class ModelKeeper:
     def changes(self) -> Iterator[tuple[str, int]]:
         """For each model, a number that is the same on all ranks while all take the same steps."""
         numbers: Counter[str] = Counter()
-        for known in self._models:
-            model = known()
-            if model is not None:
-                group = model.process_group.group_name
-                numbers[group] += 1
-                yield f"changes of model {numbers[group]} in {group}", changes(model)
+        for model in self._in_use():
+            group = model.process_group.group_name
+            numbers[group] += 1
+            yield f"changes of model {numbers[group]} in {group}", changes(model)
 
 
 def _standing(model: Any) -> tuple[str, bool, int | None]:

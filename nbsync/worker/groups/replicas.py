@@ -6,16 +6,14 @@ before an optimizer step and another after it; from then on they would train dif
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import post_localSGD_hook
+from torch.distributed.distributed_c10d import _world
 
 from nbsync.protocol.words import describe_ranks
-
-_SAMPLE = 16  # elements of each parameter: an optimizer's step changes all of them
+from nbsync.worker.groups import checksums
 
 
 def replicated(model: Any) -> list[Any]:
@@ -29,22 +27,20 @@ def changes(model: Any) -> int:
     return sum(parameter._version for parameter in replicated(model) if not parameter.is_inference())
 
 
+def differs_by_design(model: Any) -> bool:
+    """Whether each rank makes steps of its own, and the ranks only find a mean of their parameters now and then."""
+    return any(hook is post_localSGD_hook for hook, _ in model._comm_hooks)
+
+
 def fingerprint(model: Any) -> int | None:
     """Equal where the parameters are; None if they cannot be looked at by one rank, or differ as they should."""
-    if any(hook is post_localSGD_hook for hook, _ in model._comm_hooks):
-        return None
-    parameters = replicated(model)
-    if any(type(p) not in (torch.nn.Parameter, torch.Tensor) or p.is_meta for p in parameters):
-        return None
-    try:
-        parts = [_as_real(p.detach()).flatten()[:_SAMPLE].to("cpu", torch.float64) for p in parameters]
-    except RuntimeError:  # the device has failed
-        return None
-    return zlib.crc32(torch.cat(parts).numpy().tobytes()) if parts else None
+    return None if differs_by_design(model) else checksums.fingerprint(replicated(model))
 
 
-def _as_real(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+def places(model: Any) -> dict[int, str]:
+    """For the id of each parameter that DDP keeps equal: which one it is, and on which ranks."""
+    ranks = sorted(_world.pg_group_ranks.get(model.process_group, ()))
+    return {id(each): f"{number} {tuple(each.shape)} {ranks}" for number, each in enumerate(replicated(model))}
 
 
 def sides(ranks: Sequence[int], prints: Sequence[int | None]) -> list[list[int]]:

@@ -25,7 +25,7 @@ class Training:
     def __init__(self) -> None:
         self.is_uneven = False
         self._models, self._sharded, self._flat = ModelKeeper(), ShardKeeper(), FlatKeeper()
-        self._steps = StepKeeper(self._flat.parameters)
+        self._steps = StepKeeper(self._flat.parameters, self._models.places)
 
     def install(self) -> None:
         """Take note of what is made from now on."""
