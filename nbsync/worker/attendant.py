@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
+from types import CodeType
 from typing import Any
 
 from nbsync.protocol.cells import describe_file
@@ -36,7 +37,8 @@ from nbsync.worker.interrupts import Interrupts
 from nbsync.worker.memory import MemoryGauge
 from nbsync.worker.names import names_of
 from nbsync.worker.pace import Pace
-from nbsync.worker.places import collective_in, ends_backward_pass, is_alone, peer_in, users_line, walk_stack
+from nbsync.worker.places import collective_in, ends_backward_pass, is_alone, peer_in, users_line
+from nbsync.worker.stacks import stack_of
 from nbsync.worker.tracebacks import is_own
 
 RELEASE_GRACE = 0.02  # seconds: a collective whose peers have all arrived is done by then
@@ -215,15 +217,15 @@ class Attendant:
         has_to_end = run is not None and (run == self._interrupted or self._groups.uncaught.count > 0)
         return is_released or has_to_end
 
-    def _main_stack(self) -> list[Any]:
-        return walk_stack(sys._current_frames().get(self._main or 0))
+    def _main_stack(self) -> list[tuple[CodeType, int]]:
+        return stack_of(self._main)
 
     def _where(self, asked: Peek) -> Where:
-        frame = sys._current_frames().get(self._main or 0)
-        frames = walk_stack(frame)
+        frames = self._main_stack()
         current = self._watch.current
         collective = current if isinstance(current, Collective) else None
-        name, peer = collective.name if collective else collective_in(frames), peer_in(frame)
+        name = collective.name if collective else collective_in(frames)
+        peer = peer_in(self._main, frames)
         if name == ASYNCHRONOUS and isinstance(current, Message):
             name, peer = current
         demand = processor_demand(threading.get_native_id(), with_loops=True) if name else None
@@ -241,19 +243,22 @@ class Attendant:
             is_queued=demand is not None and demand.is_made,
             is_alone=is_alone(self._main, threading.get_ident()) if name else True,
             memory=self.memory.read(),
-            stack=tuple(_format_stack(frame)) if asked.with_stack else (),
+            stack=tuple(_format_stack(frames)) if asked.with_stack else (),
             must=collective.must if collective else None,
             is_ddp=ends_backward_pass(frames),
             names=names_of(asked.names_of) if asked.names_of is not None else (),
         )
 
 
-def _format_stack(frame: FrameType | None) -> list[str]:
+def _format_stack(frames: Sequence[tuple[CodeType, int]]) -> list[str]:
     """A stack as text, without the frames that led to the user's code, nor those of ours in operations of torch."""
     linecache.checkcache()
-    stack = list(traceback.extract_stack(frame)) if frame is not None else []
-    mine = [i for i, (code, _) in enumerate(walk_stack(frame)) if is_users(code)]
-    shown = [each for each in (stack[mine[0] :] if mine else stack) if not is_own(each.filename)]
+    first = next((i for i, (code, _) in enumerate(frames) if is_users(code)), 0)
+    shown = [
+        traceback.FrameSummary(code.co_filename, line, code.co_name)
+        for code, line in frames[first:]
+        if not is_own(code.co_filename)
+    ]
     lines = traceback.StackSummary.from_list(shown).format()
     return [_FILE.sub(_name_cell, line) for line in lines]
 

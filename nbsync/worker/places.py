@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from types import CodeType, FrameType, TracebackType
 
 from nbsync.protocol.cells import describe_file
 from nbsync.protocol.reports import ASYNCHRONOUS, STORE_START, STORE_WAITS
 from nbsync.protocol.userlines import is_users
+from nbsync.worker.stacks import running_threads, stack_of, variable_in
 
 _SPOKEN = {
     "wait_at_barrier": "wait_for_everyone",
@@ -126,26 +127,24 @@ def ends_backward_pass(frames: Iterable[tuple[CodeType, int]]) -> bool:
     return any(code.co_name == "_end" and code.co_filename.endswith(_REDUCER) for code, _ in frames)
 
 
-def peer_in(frame: FrameType | None) -> int | None:
+def peer_in(thread: int | None, frames: Sequence[tuple[CodeType, int]]) -> int | None:
     """The rank that `dist.send` or `dist.recv`, if this thread is in one, sends to or receives from."""
-    while frame is not None:
-        code = frame.f_code
+    for depth, (code, _) in enumerate(reversed(frames)):
         if code.co_name in ("send", "recv") and code.co_filename.endswith(_COLLECTIVE_FILES):
-            peer = frame.f_locals.get("dst" if code.co_name == "send" else "src")
+            peer = variable_in(thread, depth, "dst" if code.co_name == "send" else "src")
             return peer if isinstance(peer, int) else None
-        frame = frame.f_back
     return None
 
 
 def is_alone(*threads: int | None) -> bool:
     """Whether no other thread runs the user's code or is in torch.distributed, and no timer runs."""
-    others = [frame for thread, frame in sys._current_frames().items() if thread not in threads]
-    is_busy = any(line_of(frame) or collective_in(walk_stack(frame)) for frame in others)
-    return not is_busy and not any(isinstance(each, threading.Timer) for each in threading.enumerate())
+    others = [stack_of(thread) for thread in running_threads() if thread not in threads]
+    is_busy = any(users_line(frames) or collective_in(frames) for frames in others)
+    return not is_busy and not any(map(isinstance, threading.enumerate(), repeat(threading.Timer)))
 
 
 def walk_stack(frame: FrameType | None) -> list[tuple[CodeType, int]]:
-    """A thread's frames, outermost first."""
+    """The frames of the thread that asks, outermost first."""
     found = []
     while frame is not None:
         found.append((frame.f_code, frame.f_lineno or 0))

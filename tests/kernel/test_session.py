@@ -307,6 +307,32 @@ def test_the_helper_thread_collects_no_garbage(session: Session) -> None:
     assert _works(session)
 
 
+@pytest.mark.parametrize(
+    "waits", ["work()", "threading.Thread(target=work).start()\ndist.recv(torch.ones(1), 1 - dist.get_rank())"]
+)
+def test_the_helper_thread_ends_no_variables(session: Session, waits: str) -> None:
+    """Those of a function that returns while its thread is looked at: the main one, or one beside it."""
+    session.run_cell(
+        "import threading, torch, torch.distributed as dist\n"
+        "class Told:\n    def __del__(self): told.add(threading.current_thread().name)\n"
+        "def short():\n    thing = Told()\n    for _ in range(3000): pass\n"
+        "def work():\n    while goes_on: short()\n"
+        "told = set(); goes_on = True"
+    )
+    busy = threading.Thread(target=_catch, args=([], session.run_cell, waits))
+    busy.start()
+    try:
+        assert poll(lambda: all(where and where.line for where in session.peek().values()), 10)
+        for _ in range(20):
+            session.stack()
+    finally:
+        session.interrupt()
+        busy.join(10)
+    session.run_cell("goes_on = False")
+    assert all(names and "nbsync-attendant" not in names for names in session.pull("told"))
+    assert _works(session)
+
+
 def test_restart(session: Session) -> None:
     """Restart gives new processes, without the old ones' variables."""
     session.push({"old": 1})

@@ -2,61 +2,111 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from nbsync.worker.collector import Collector
+from notebooks import Notebook
+
+_BEFORE = (700, 10, 10)
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """In place for the test. `is_on()` tells what the interpreter does."""
-    for name in ("enable", "disable", "isenabled"):
-        monkeypatch.setattr(gc, name, getattr(gc, name))
+    """In place for the test."""
+    threshold = gc.get_threshold()
+    monkeypatch.setattr(gc, "get_threshold", gc.get_threshold)
+    gc.set_threshold(*_BEFORE)
     collector = Collector()
     collector.install()
     yield collector
     gc.enable()
-    collector.resume()
+    gc.set_threshold(*threshold)
 
 
-def test_a_pause_is_not_seen(collector: Collector) -> None:
-    """Code that turns it off for a while, and on again if it was on, never leaves it off."""
+def _collects() -> bool:
+    """Whether many new objects are a reason to."""
+    before = _collections()
+    new = [[i] for i in range(2 * _BEFORE[0])]
+    return bool(new) and _collections() > before
+
+
+def _collections() -> int:
+    return sum(generation["collections"] for generation in gc.get_stats())
+
+
+def test_a_pause(collector: Collector) -> None:
+    """It collects nothing, and is not seen by code that turns the collector off for a while, and on again if it was."""
+    assert _collects()
     collector.pause()
-    was_on = gc.isenabled()
+    assert not _collects()
+    assert (gc.isenabled(), gc.get_threshold()) == (True, _BEFORE)
     collector.resume()
-    assert was_on
-    assert collector._is_enabled()
+    assert _collects()
+    assert (gc.isenabled(), gc.get_threshold()) == (True, _BEFORE)
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
 @pytest.mark.parametrize("before", [True, False])
-def test_what_is_chosen_in_a_pause_lasts(collector: Collector, before: bool, is_wanted: bool) -> None:
-    """Whatever held before."""
-    (gc.enable if before else gc.disable)()
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda is_on: (gc.enable if is_on else gc.disable)(),
+        lambda is_on: (ctypes.pythonapi.PyGC_Enable if is_on else ctypes.pythonapi.PyGC_Disable)(),
+        lambda is_on: gc.set_threshold(500 if is_on else 0),
+    ],
+    ids=["in Python", "in C", "by its number"],
+)
+@pytest.mark.parametrize("is_paused", [True, False])
+def test_what_is_chosen_lasts(
+    collector: Collector, choose: Callable[[bool], None], before: bool, is_wanted: bool, is_paused: bool
+) -> None:
+    """Whatever held before, in a pause and between two."""
+    choose(before)
+    if is_paused:
+        collector.pause()
+    choose(is_wanted)
+    chosen = gc.isenabled(), gc.get_threshold()
+    for _ in range(2):
+        collector.resume()
+        assert (gc.isenabled(), gc.get_threshold()) == chosen
+        assert _collects() == is_wanted
+        collector.pause()
+        assert (gc.isenabled(), gc.get_threshold()) == chosen
+
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_what_is_chosen_at_the_end_of_a_pause_lasts(collector: Collector, late: int) -> None:
+    """The main thread chooses between two lines, also again and again."""
+    swaps, chosen = collector._swaps, iter(range(1, late + 1))
+
+    def swaps_late(first: int) -> Any:
+        number = next(chosen, None)
+        if number is not None:
+            gc.set_threshold(number)
+        return swaps(first)
+
     collector.pause()
-    (gc.enable if is_wanted else gc.disable)()
+    collector._swaps = swaps_late  # type: ignore[method-assign]
     collector.resume()
-    assert gc.isenabled() == collector._is_enabled() == is_wanted
+    assert gc.get_threshold() == collector._get() == (late, *_BEFORE[1:])
 
 
-def test_what_is_chosen_at_the_end_of_a_pause_lasts(collector: Collector) -> None:
-    """The main thread turns it off between the look at what it wants and the line that does so."""
-    enable = collector._enable
-
-    def too_late() -> None:
-        collector._enable = enable
-        gc.disable()
-        enable()
-
+def test_who_has_looked_in_a_pause(collector: Collector) -> None:
+    """Whoever has the original function, and puts back later what it gave, does not turn the collector off."""
     collector.pause()
-    collector._enable = too_late
+    found = collector._get()
     collector.resume()
-    assert not gc.isenabled()
-    assert not collector._is_enabled()
+    gc.set_threshold(*found)
+    collector.pause()
+    collector.resume()
+    assert gc.get_threshold() == _BEFORE
+    assert _collects()
 
 
 def test_a_child_collects(collector: Collector) -> None:
@@ -64,5 +114,13 @@ def test_a_child_collects(collector: Collector) -> None:
     collector.pause()
     pid = os.fork()
     if not pid:
-        os._exit(not collector._is_enabled())
+        os._exit(not _collects())
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_functions_that_the_notebook_had_before(fresh_notebook: Notebook) -> None:
+    """A rank that turns the collector off leaves it off."""
+    fresh_notebook.run("from gc import disable, isenabled\n%load_ext nbsync\n%nbsync start -n 2").ok()
+    cell = "%%distributed\nimport time\ndisable()\nseen = []\nfor _ in range(30):\n    time.sleep(0.01)\n"
+    assert fresh_notebook.run(f"{cell}    seen.append(isenabled())\nany(seen)").ok().texts == ["[0-1] False"]
+    assert fresh_notebook.run("%%distributed\nisenabled()").ok().texts == ["[0-1] False"]
