@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -78,23 +77,6 @@ def test_what_is_chosen_lasts(
         assert _collects() == is_wanted
         collector.pause()
         assert (gc.isenabled(), gc.get_threshold()) == chosen
-
-
-@pytest.mark.parametrize("late", [1, 2, 3])
-def test_what_is_chosen_at_the_end_of_a_pause_lasts(collector: Collector, late: int) -> None:
-    """The main thread chooses between two lines, also again and again."""
-    swaps, chosen = collector._swaps, iter(range(1, late + 1))
-
-    def swaps_late(first: int) -> Any:
-        number = next(chosen, None)
-        if number is not None:
-            gc.set_threshold(number)
-        return swaps(first)
-
-    collector.pause()
-    collector._swaps = swaps_late  # type: ignore[method-assign]
-    collector.resume()
-    assert gc.get_threshold() == collector._get() == (late, *_BEFORE[1:])
 
 
 def test_who_has_looked_in_a_pause(collector: Collector) -> None:
