@@ -15,8 +15,8 @@ _NEVER = 2**31 - 1  # new objects after which Python collects: nobody else choos
 class Collector:
     """Python's, which may be paused.
 
-    Whether it is on is left to the user's code, which turns it on and off at any moment, also in C. Paused is it by the
-    number of new objects after which it runs. Another number that is found in its place was chosen meanwhile, and stays.
+    Whether it is on is left to the user's code, which turns it on and off at any moment, also in C. What pauses it is
+    the number of new objects after which it runs. Another that is found in its place was chosen meanwhile, and stays.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Collector:
 
     def install(self) -> None:
         """From now on it can be paused."""
-        gc.get_threshold = functools.wraps(gc.get_threshold)(self._get_wanted)
+        gc.get_threshold = functools.wraps(gc.get_threshold)(lambda: self._get_wanted())
         os.register_at_fork(after_in_child=self.resume)
 
     def _get_wanted(self) -> tuple[int, int, int]:
