@@ -143,6 +143,57 @@ def test_row_10_on_another_default_device(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+_MODES = """
+import torch.distributed._functional_collectives as functional
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.overrides import TorchFunctionMode
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+class Functions(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+class Operators(TorchDispatchMode):
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        seen.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+def work():
+    dist.all_reduce(t)
+    dist.broadcast(t, 0)
+    dist.all_reduce(t, async_op=True).wait()
+    dist.send(t, 1) if rank == 0 else dist.recv(t, 0)
+t, seen = torch.ones(2), []
+"""
+
+
+def test_row_10_the_users_modes(pair: Ranks) -> None:
+    """They see what the user does, and nothing by which the ranks compare it."""
+    pair.run(_MODES).ok()
+    pair.run(
+        "with Functions(): work()\nmessage = ('send', 'recv')[rank]\n"
+        "assert seen == ['all_reduce', 'broadcast', 'all_reduce', message], seen\n"
+        "del seen[:]\nwith Functions(): functional.wait_tensor(functional.all_reduce(t, 'sum', dist.group.WORLD))\n"
+        "assert not {'untyped_storage', 'numel', '__get__'}.intersection(seen), seen"
+    ).ok()
+    pair.run(
+        "del seen[:]\nwith Operators(): work()\n"
+        "names = 'allreduce_', 'broadcast_', 'allreduce_', ('send', 'recv_')[rank]\n"
+        "assert seen == [f'c10d.{name}.default' for name in names], seen\n"
+        "with CommDebugMode() as mode: dist.all_reduce(t)\nassert mode.get_total_counts() == 1"
+    ).ok()
+    pair.run(
+        "with profile() as profiled: work()\nfound = {each.key: each.count for each in profiled.key_averages()}\n"
+        "assert found['c10d::allreduce_'] == 2 >= found.get('gloo:all_reduce', 0), found\n"
+        "assert not any(name.startswith('aten') for name in found), found"
+    ).ok()
+    pair.run("with FakeTensorMode(): dist.all_reduce(torch.ones(2))").ok()
+    for mode in ("CommDebugMode", "Functions", "profile", "FakeTensorMode"):
+        error = pair.fail(f"with {mode}(): dist.all_reduce(torch.ones(2 + rank))", "CollectiveMismatch")
+        assert "rank 1: all_reduce (3,) float32" in error.evalue
+    pair.assert_whole()
+
+
 def test_row_10_uneven_inputs(pair: Ranks) -> None:
     """In torch's `Join` a rank without data answers for the others: it blocks where they do not."""
     cell = f"{MODEL}\nwith model.join():\n    for _ in range(2 + 3 * rank): model(torch.ones(1, 4)).sum().backward()"

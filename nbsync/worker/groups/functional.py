@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from nbsync.worker.groups.operations import COLLECTIVES, Intent, python_name, root, tensors_in
+from nbsync.worker.groups.operations import COLLECTIVES, Intent, python_name, root, tensors_in, unseen
 
 c10d: Any = distributed_c10d  # much of what is used here is private to torch, and has no types
 
@@ -85,7 +85,9 @@ def _beginning(
 
 def _waiting(operator: Any, wait: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(tensor: torch.Tensor) -> Any:
-        return wait(tensor.untyped_storage(), lambda: operator._op_dk(_ORIGINAL, tensor))
+        with unseen():
+            storage = tensor.untyped_storage()
+        return wait(storage, lambda: operator._op_dk(_ORIGINAL, tensor))
 
     return kernel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -101,7 +102,13 @@ class Intent(NamedTuple):
     def _tell(self, sizes: Iterable[str]) -> str:
         types = (str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors)
         sized = (f"{size} {kind}" for size, kind in zip(sizes, types, strict=True))
-        return " ".join([self.name, *sized, *self.details])
+        with unseen():
+            return " ".join([self.name, *sized, *self.details])
+
+
+def unseen() -> AbstractContextManager[None]:
+    """In here, neither the user's modes for functions of torch nor their kinds of tensors see what is asked of one."""
+    return torch._C.DisableTorchFunction()
 
 
 def ends_connection(text: str) -> bool:

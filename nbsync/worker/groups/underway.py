@@ -16,7 +16,7 @@ import torch.distributed as dist
 from nbsync.errors import CollectiveMismatch, OperationCutOff
 from nbsync.worker.groups.comparison import tell_difference
 from nbsync.worker.groups.ledger import Entry, Ledger, checksum
-from nbsync.worker.groups.operations import Collective, Message, tensors_in
+from nbsync.worker.groups.operations import Collective, Message, tensors_in, unseen
 from nbsync.worker.places import line_of
 
 _SHORT = 200  # characters of what an operation is, besides its line
@@ -137,4 +137,5 @@ def _handles(result: Any) -> list[Any]:
         return []
     if isinstance(result, dist.Work):
         return [result]
-    return [tensor.untyped_storage() for tensor in tensors_in(result)]
+    with unseen():
+        return [tensor.untyped_storage() for tensor in tensors_in(result)]
