@@ -289,14 +289,15 @@ def test_the_helper_thread_collects_no_garbage(session: Session) -> None:
         "    gc.collect(); gc.disable()\n"
         "    thing = Told(); thing.itself = thing; del thing\n"
         "    [[(i, i)] for i in range(9)]  # what `poll` returns is made of these: it is new only after a collection\n"
-        "    gc.set_threshold(gc.get_count()[0] + 10); gc.enable()  # a look at the stack allocates more than that\n"
+        "    gc.set_threshold(gc.get_count()[0] + 10)  # a look at the stack allocates more than that\n"
+        "    time.sleep(0.1); gc.enable()  # what is chosen in a pause ends that\n"
         "    time.sleep(60)\n"
         "told = []; before = gc.get_threshold()"
     )
     busy = threading.Thread(target=_catch, args=([], session.run_cell, "wait()"))
     busy.start()
     try:
-        assert poll(lambda: all(where and "line 9" in where.line for where in session.peek().values()), 10)
+        assert poll(lambda: all(where and "line 10" in where.line for where in session.peek().values()), 10)
         for _ in range(5):
             session.stack()
     finally:

@@ -19,7 +19,8 @@ _BEFORE = (700, 10, 10)
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     """In place for the test."""
     threshold = gc.get_threshold()
-    monkeypatch.setattr(gc, "get_threshold", gc.get_threshold)
+    for name in ("get_threshold", "set_threshold"):
+        monkeypatch.setattr(gc, name, getattr(gc, name))
     gc.set_threshold(*_BEFORE)
     collector = Collector()
     collector.install()
@@ -79,16 +80,17 @@ def test_what_is_chosen_lasts(
         assert (gc.isenabled(), gc.get_threshold()) == chosen
 
 
-def test_who_has_looked_in_a_pause(collector: Collector) -> None:
-    """Whoever has the original function, and puts back later what it gave, does not turn the collector off."""
-    collector.pause()
-    found = collector._get()
-    collector.resume()
-    gc.set_threshold(*found)
-    collector.pause()
-    collector.resume()
-    assert gc.get_threshold() == _BEFORE
-    assert _collects()
+def test_a_pause_makes_nothing_new(collector: Collector) -> None:
+    """Or else that would let Python collect, in the thread that is to collect nothing."""
+    for _ in range(10):
+        collector.pause()
+        collector.resume()
+        new, before = [(i, i, i) for i in range(3000)], _collections()  # now none that was used is kept for the next
+        gc.set_threshold(1)
+        collector.pause()
+        assert _collections() == before
+        gc.set_threshold(*_BEFORE)
+        del new
 
 
 def test_a_child_collects(collector: Collector) -> None:
