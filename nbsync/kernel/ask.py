@@ -21,6 +21,7 @@ from nbsync.kernel.supervision.mend import heal, refill
 from nbsync.kernel.supervision.verdict import judge
 from nbsync.protocol.limits import check_timeout
 from nbsync.protocol.messages import Request, Work
+from nbsync.protocol.spec import PLACE_NAMES
 from nbsync.protocol.words import describe_ranks
 
 Ranks = str | int | Iterable[int]
@@ -46,11 +47,13 @@ def checked_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     """Variables by their names.
 
     Raises:
-        UsageError: a name is none that a variable can have.
+        UsageError: a name is none that a variable can have, or is each rank's own.
     """
     wrong = [name for name in values if not _is_name(name)] if isinstance(values, Mapping) else [values]
     if wrong:
         raise UsageError(f"variables come by their names, as in push({{'lr': 0.1}}), not {wrong[0]!r}")
+    for name in set(PLACE_NAMES).intersection(values):
+        raise UsageError(f"`{name}` is each rank's own in a distributed cell: push it by another name")
     return dict(values)
 
 

@@ -166,7 +166,7 @@ class Conductor:
         if verdict is None or self._released:
             return
         if not verdict.doubt:
-            self._run.stuck = verdict.told
+            self._run.stuck, self._run.stuck_at = verdict.told, now
             self._release()
         elif verdict not in self._doubted:
             self._doubted.add(verdict)

@@ -26,7 +26,7 @@ class Run:
         raised: the ranks whose code has ended with an error of its own; which, they tell in their answer.
         ends: how the processes ended that did not.
         oom_kills: how many processes had been ended for want of memory when the run began.
-        stuck: why no rank could go on, when they were released for that.
+        stuck: why no rank could go on, when they were released for that; stuck_at: when.
         interrupts: how often the user interrupted it.
     """
 
@@ -38,6 +38,7 @@ class Run:
     ends: dict[int, End] = field(default_factory=dict)
     oom_kills: int | None = field(default_factory=oom_kills)
     stuck: str | None = None
+    stuck_at: float = 0.0
     interrupts: int = 0
     timed_out: tuple[int, ...] = ()
     abandoned: bool = False

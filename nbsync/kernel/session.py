@@ -218,7 +218,7 @@ class Session:
             ranks: which ranks, as `run_cell`.
 
         Raises:
-            UsageError: a name is none that a variable can have.
+            UsageError: a name is none that a variable can have, or is each rank's own (`rank`, `world`, ...).
             TransferError: a value cannot be sent; nothing was set on any rank.
             NoSession, RankBusy, WorkerDied: a rank cannot receive them. KeyboardInterrupt: it was interrupted.
         """

@@ -18,8 +18,9 @@ STACK_SIGNAL = signal.SIGUSR2
 #: tell it from one that its helper thread passed on at last: the two of them are one interrupt.
 INSIST_SIGNAL = signal.SIGRTMIN + 4
 
-#: The names that a worker binds in the user's namespace.
-OWN_NAMES = ("world", "rank", "local_rank", "world_size", "device", "torch", "dist")
+#: The names that a worker binds in the user's namespace: of its place, which stays, and all of them.
+PLACE_NAMES = ("world", "rank", "local_rank", "world_size")
+OWN_NAMES = (*PLACE_NAMES, "device", "torch", "dist")
 
 COMPILER = "torch._dynamo"  # the module of torch's compiler
 

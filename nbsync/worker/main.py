@@ -6,12 +6,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 
 from nbsync.errors import NbsyncError
 from nbsync.protocol.channel import Channel
@@ -30,7 +29,7 @@ from nbsync.protocol.messages import (
     Work,
 )
 from nbsync.protocol.serial import Common, set_common
-from nbsync.protocol.spec import COMPILER, OWN_NAMES, Call, Endpoints, WorkerSpec
+from nbsync.protocol.spec import COMPILER, Call, Endpoints, WorkerSpec
 from nbsync.protocol.userlines import keep_users_lines
 from nbsync.worker import performer, process, shell
 from nbsync.worker.arrival import Arrived, explain_missing
@@ -55,6 +54,7 @@ from nbsync.worker.libraries.imports import import_whole
 from nbsync.worker.libraries.lightning import leave_the_prompt
 from nbsync.worker.libraries.loaders import end_cut_loaders_at_once
 from nbsync.worker.libraries.transformers import show_training_once
+from nbsync.worker.own_names import OwnNames
 from nbsync.worker.pages import share_pages
 from nbsync.worker.performer import Performer
 from nbsync.worker.recorder import Recorder
@@ -137,6 +137,7 @@ class Worker:
         self.recorder = Recorder(spec.scratch, spec.rank, self.interrupts)
         self.recorder.install()
         self.shell = WorkerShell(self._post, self.attendant.pace, self._on_error, self.recorder.note)
+        self.own_names = OwnNames(self.shell.namespace)
         self.performer = Performer(spec, inherited, self.shell, self.recorder, self.groups, self.watch)
         self._caught, self._follows = 0.0, False  # when the error at hand was, and whether it follows from another's
 
@@ -204,13 +205,7 @@ class Worker:
             self.groups.join(self.spec.backend, world.device, self.spec.life)
             share_pages(self.spec, self.watch, self.spec.life)
         look_after_groups(self.shell.namespace, in_session=self.spec.init_group)
-        self._bind((world, world.rank, world.local_rank, world.size, world.device, torch, dist))
-
-    def _bind(self, values: Sequence[Any]) -> None:
-        """Bind our names. In a launched function, which was not written for them, what the notebook has stays."""
-        names, namespace = dict(zip(OWN_NAMES, values, strict=True)), self.shell.namespace
-        own = {} if self.spec.init_group else {name: namespace[name] for name in names if name in namespace}
-        namespace.update(names | own)
+        self.own_names.bind(world, in_session=self.spec.init_group)
 
     def _answer(self, request: Request) -> None:
         """Do what `request` asks for, and tell how it went. Any error of the user's code is part of the answer."""
@@ -244,6 +239,7 @@ class Worker:
         try:
             if not isinstance(request, Heal):
                 self.groups.end_run(well=is_well and not self.interrupts.was_asked(run))
+                self.own_names.restore()
             return replace(
                 done,
                 group_broken=self.groups.are_broken or self.watch.has_failed,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing.util
 import os
 import signal
 import socket
 import stat
+import types
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from nbsync.errors import UsageError
 from nbsync.protocol.lifeline import die_with
 
 
@@ -87,10 +90,23 @@ def _is_listener(fd: int) -> bool:
 
 
 def call_as_program(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call it; to exit with code 0 is to return nothing."""
+    """Call it; to exit with code 0 is to return nothing.
+
+    Raises:
+        UsageError: it has only made a coroutine or generator, and nothing of its body has run.
+    """
     try:
-        return function(*args, **kwargs)
+        value = function(*args, **kwargs)
     except SystemExit as end:
         if end.code:
             raise
         return None
+    if isinstance(value, types.CoroutineType | types.GeneratorType) and value.__name__ == _name_of(function):
+        value.close()
+        way = f"asyncio.run({value.__name__}(...))" if isinstance(value, types.CoroutineType) else "list(...)"
+        raise UsageError(f"{value.__name__} has not run yet, it gives a {type(value).__name__}: return {way} instead")
+    return value
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(inspect.unwrap(getattr(function, "func", function)), "__name__", "")

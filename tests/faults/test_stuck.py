@@ -39,6 +39,18 @@ def test_row_11_code_that_says_more_of_a_lost_connection(pair: Ranks) -> None:
     pair.assert_whole()
 
 
+def test_row_15_what_a_rank_had_raised_before(fresh_notebook: Notebook) -> None:
+    """A group that was not made again after a restart fails at once; its error is told with who then waits in vain."""
+    made = "pairs = [dist.new_group([0, 1]), dist.new_group([0, 2])]\nt = torch.ones(1)\n"
+    fresh_notebook.run("%load_ext nbsync\n%nbsync start -n 3", GUARD).ok()
+    fresh_notebook.run(f"%%distributed\n{made}if rank != 1: dist.all_reduce(t, group=pairs[1])", GUARD).ok()
+    fresh_notebook.run("%nbsync restart --ranks 2", GUARD).ok()
+    cell = "%%on_rank 0,1\ndist.all_reduce(t, group=pairs[1 - rank])"
+    error = fresh_notebook.run(cell, GUARD).failed("Deadlock")
+    assert "rank 1 waits in all_reduce #1" in error.evalue
+    assert re.search(r"\nrank 0: RuntimeError: .*Connection closed by peer.* at Cell In\[\d+\], line 2", error.evalue)
+
+
 _TRAIN = """
 from torch.nn.parallel import DistributedDataParallel as DDP
 torch.manual_seed(rank)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -514,6 +515,25 @@ def test_a_death_then_a_good_launch() -> None:
     assert caught.value.exit_code == 3
     assert "restart" not in str(caught.value)  # its workers have ended with it
     assert notebook_launcher(_reduce, (), 2) == [3.0, 3.0]
+
+
+def test_functions_that_only_begin() -> None:
+    """Nothing of a coroutine's or generator's body has run when it is returned: that is told, with what to write."""
+
+    async def train() -> int:
+        return 1
+
+    def batches() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(
+        nbsync.UsageError, match=r"train has not run yet, it gives a coroutine: return asyncio.run\(train\("
+    ):
+        notebook_launcher(train, (), 2)
+    with pytest.raises(
+        nbsync.UsageError, match=r"batches has not run yet, it gives a generator: return list\(...\) instead"
+    ):
+        notebook_launcher(batches, (), 2)
 
 
 def test_timeout() -> None:

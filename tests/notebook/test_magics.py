@@ -464,6 +464,14 @@ def test_pull_of_no_variable(live: Notebook, name: str) -> None:
     assert live.run(f"{name!r} in globals()").ok().texts == ["False"]
 
 
+def test_push_of_a_name_that_is_each_ranks_own(live: Notebook) -> None:
+    """A rank that took itself for another would get wrong results."""
+    said = live.run("rank = 7\n%nbsync push rank").stderr
+    assert "`rank` is each rank's own in a distributed cell: push it by another name" in said
+    assert live.run("%%distributed\nrank == world.rank").ok().texts == ["[0-1] True"]
+    live.run("del rank").ok()
+
+
 def test_push_and_pull_of_what_cannot_travel(live: Notebook) -> None:
     """A value that cannot be sent is named with its path and type, and both sides go on."""
     live.run("import threading\ndef _gen():\n    yield\nstuck = {'deep': [_gen()]}").ok()

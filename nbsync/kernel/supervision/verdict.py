@@ -52,7 +52,7 @@ def judge(run: Run, rebuild: Rebuild) -> BaseException | None:
     if first is not None:
         return _raised(run, first, failures, rebuild)
     if run.stuck is not None:
-        return Deadlock("\n".join([f"no rank could go on: {run.stuck}", *others_in_lines(run, own)]))
+        return Deadlock("\n".join([f"no rank could go on: {run.stuck}", *_raised_before(run, failures)]))
     if run.timed_out:
         return RunTimeout(_timeout_text(run, failures))
     if run.interrupts and not run.has_outlived_interrupts:
@@ -63,6 +63,12 @@ def judge(run: Run, rebuild: Rebuild) -> BaseException | None:
         told = own or failures
         return _raised(run, min(told, key=lambda rank: told[rank].time), failures, rebuild)
     return None
+
+
+def _raised_before(run: Run, failures: Mapping[int, Failure]) -> list[str]:
+    """What ranks have raised that does not follow from the release of the others: their own, or what came before."""
+    told = [(r, f) for r, f in sorted(failures.items()) if not f.is_consequence or f.time < run.stuck_at]
+    return [f"{describe_ranks([rank])}: {failure.in_one_line} {failure.place}" for rank, failure in told]
 
 
 def _silent(run: Run, failures: Mapping[int, Failure]) -> WorkerError:
