@@ -23,6 +23,16 @@ import os
     assert started.run(cell).ok().texts == ["[0-1] (10, 8, True, 2, 'mine', 6, True, True, True, True)"]
 
 
+@pytest.mark.parametrize("change", ["for rank in range(world_size): pass", "rank = 7; world = None", "del world_size"])
+def test_names_of_ours_that_a_cell_changes(started: Started, change: str) -> None:
+    """The next cell has each rank's own again: one that went on with another number would get wrong results."""
+    told = re.search("nbsync: (.*) will be each rank's own again in the next cell", started.run(change).ok().stderr)
+    assert told is not None
+    assert set(re.findall(r"\w+", told[1])) <= {"rank", "world", "world_size"}
+    assert started.run("rank == world.rank == dist.get_rank(), world_size").ok().texts == ["[0-1] (True, 2)"]
+    assert not started.run("import nbsync\nrank = dist.get_rank(); world = nbsync.World()").ok().stderr
+
+
 def test_what_cannot_go_is_told(started: Started) -> None:
     """What cannot be sent was listed with its type at the start; a rank that uses it is told why it is not there."""
     if started.is_copy:
@@ -253,13 +263,3 @@ def test_names_of_the_notebook_that_we_have_too(fresh_notebook: Notebook, method
     ]
     fresh_notebook.run("%nbsync stop").ok()
     assert told not in fresh_notebook.run(start, GUARD).ok().stderr
-
-
-@pytest.mark.parametrize("change", ["for rank in range(world_size): pass", "rank = 7; world = None", "del world_size"])
-def test_names_of_ours_that_a_cell_changes(started: Started, change: str) -> None:
-    """The next cell has each rank's own again: one that went on with another number would get wrong results."""
-    told = re.search("nbsync: (.*) will be each rank's own again in the next cell", started.run(change).ok().stderr)
-    assert told is not None
-    assert set(re.findall(r"\w+", told[1])) <= {"rank", "world", "world_size"}
-    assert started.run("rank == world.rank == dist.get_rank(), world_size").ok().texts == ["[0-1] (True, 2)"]
-    assert not started.run("import nbsync\nrank = dist.get_rank(); world = nbsync.World()").ok().stderr
