@@ -63,6 +63,7 @@ def run(source: Path, folder: Path) -> Executed:
         report, _ = process.communicate(timeout=LIMIT)
     finally:
         _kill_group(process)
+    assert target.exists(), report
     poll(lambda: not _marked(mark), limit=1.0)
     left = [*_marked(mark), *(path.name for path in temporary.iterdir())]
     return Executed(source.name, process.returncode, report, code_cells(target), left)
