@@ -27,7 +27,7 @@ def describe(
     *,
     caught: float,
     follows: bool,
-    released: bool = False,
+    came_of_peer: bool = False,
     interrupted: bool = False,
     doing: str = "",
     pickling: AbstractContextManager[None] | None = None,
@@ -39,7 +39,7 @@ def describe(
         caught: when, by the monotonic clock.
         follows: it only follows from others, as `follows_from_others` told when it was raised: since then this rank
             may have been released for its own failure.
-        released: this rank's collectives were broken on purpose in this run.
+        came_of_peer: as `came_of_others` told, for the same reason when it was raised.
         interrupted: an interrupt was asked for in this run.
         doing: what the rank was doing with a value, outside the user's own lines.
         pickling: around the pickling of the error, which runs the user's code.
@@ -56,7 +56,7 @@ def describe(
         where=what.where,
         waiting_in=next(filter(None, map(waited_in, _traces(error))), None),
         is_consequence=follows,
-        came_of_peer=any(follows_from_others(each, released=released) for each in _handled(error)),
+        came_of_peer=came_of_peer,
         interrupted=isinstance(error, KeyboardInterrupt) or (interrupted and _says_peer_gone(error)),
         exception=exception,
         memory_limit=memory_limit() if is_out_of_memory(error) else None,
@@ -103,6 +103,11 @@ def follows_from_others(error: BaseException, *, released: bool) -> bool:
         return False
     is_users = isinstance(error, ConnectionError)  # torch raises no such one: it may come from any other connection
     return (released and not is_users) or collective_in(walk_traceback(error.__traceback__)) is not None
+
+
+def came_of_others(error: BaseException, *, released: bool) -> bool:
+    """Whether `error` was raised while one that follows from others was handled; `released` as there."""
+    return any(follows_from_others(each, released=released) for each in _handled(error))
 
 
 def _handled(error: BaseException) -> Iterator[BaseException]:

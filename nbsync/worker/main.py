@@ -37,7 +37,14 @@ from nbsync.worker.attendant import Attendant
 from nbsync.worker.control.report import set_reporter
 from nbsync.worker.control.world import World
 from nbsync.worker.crashes import keep_showing_stacks, show_stacks
-from nbsync.worker.failure import describe, follows_from_others, has_ended_connection, identify, is_rendered_elsewhere
+from nbsync.worker.failure import (
+    came_of_others,
+    describe,
+    follows_from_others,
+    has_ended_connection,
+    identify,
+    is_rendered_elsewhere,
+)
 from nbsync.worker.feed import Feed, FeedReporter
 from nbsync.worker.groups.group import GroupKeeper
 from nbsync.worker.groups.meeting import MeetingPoint
@@ -140,6 +147,7 @@ class Worker:
         self.own_names = OwnNames(self.shell.namespace)
         self.performer = Performer(spec, inherited, self.shell, self.recorder, self.groups, self.watch)
         self._caught, self._follows = 0.0, False  # when the error at hand was, and whether it follows from another's
+        self._came_of_peer = False  # whether it was raised while one that follows was handled
 
     def serve(self) -> NoReturn:
         """Start up, then answer requests one by one."""
@@ -214,7 +222,7 @@ class Worker:
         failure: Failure | None = None
         self.feed.begin(isinstance(request, Work) and request.show_bars)
         self.recorder.doing = f"received {request.size}" if isinstance(request, GivenUp) else ""
-        self._caught, self._follows = 0.0, False
+        self._caught, self._follows, self._came_of_peer = 0.0, False, False
         keep_showing_stacks(self.streams.to_kernel)
         try:
             try:  # no generator: those cannot pass on every error
@@ -267,7 +275,9 @@ class Worker:
         explain_missing(error)
         run = self.interrupts.run if run is None else run  # it is closed already where a call has failed
         self.watch.has_failed |= has_ended_connection(error)
-        self._follows = follows = follows_from_others(error, released=self.attendant.was_released(run))
+        released = self.attendant.was_released(run)  # not yet for this error, which the kernel does not know
+        self._follows = follows = follows_from_others(error, released=released)
+        self._came_of_peer = came_of_others(error, released=released)
         if isinstance(error, NbsyncError) and not follows:  # its message says all; under the user's line it is ours
             keep_users_lines(error)
         if run is not None and self.interrupts.was_asked(run) and isinstance(error, KeyboardInterrupt):
@@ -286,7 +296,7 @@ class Worker:
             outcome.traceback,
             caught=self._caught or time.monotonic(),
             follows=self._follows,
-            released=self.attendant.was_released(run),
+            came_of_peer=self._came_of_peer,
             interrupted=self.interrupts.was_asked(run),
             doing=self.recorder.doing,
             pickling=self.recorder.pickling("the error", [outcome.error]),

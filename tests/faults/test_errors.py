@@ -234,3 +234,22 @@ dist.barrier()"""
     assert second.startswith("rank 0: waited in barrier")
     assert "Traceback" in error.traceback
     pair.assert_whole()
+
+
+_SAYS_MORE = """
+class Slow(ValueError):
+    def __str__(self): return time.sleep(0.2) or "no answer"
+def ask(): raise RuntimeError("Connection reset by peer")
+if rank == 1:
+    try: ask()
+    except RuntimeError as error: raise Slow from error
+time.sleep(0.5)
+raise KeyError("later")"""
+
+
+def test_row_03_an_error_that_came_of_the_users_own_connection(pair: Ranks) -> None:
+    """It is the first, however long its rank describes it: by then that one is released, as all are."""
+    error = pair.fail(_SAYS_MORE, "Slow")
+    assert error.evalue.startswith("rank 1: Slow: no answer")
+    assert "rank 0: KeyError: 'later'" in error.evalue
+    pair.assert_whole()
