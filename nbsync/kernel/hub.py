@@ -6,6 +6,7 @@ import logging
 import os
 import selectors
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,10 +29,11 @@ _READS_AT_ONCE = 16  # then the other workers have their turn
 
 @dataclass(frozen=True)
 class Exited:
-    """A worker's process has ended; `status` is what `waitpid` gave."""
+    """A worker's process has ended; `status` is what `waitpid` gave, `time` when it was noticed."""
 
     pid: int
     status: int
+    time: float
 
 
 #: (rank, kind, what): kind is "stdout" or "stderr" with bytes, or "message".
@@ -231,6 +233,7 @@ class Hub:
 
     def _exited(self, line: _Line) -> None:
         """Take what the worker left behind, then tell of its end."""
+        noticed = time.monotonic()  # first: what is left behind may be much
         status = line.process.reap()
         if status is None:
             return
@@ -252,7 +255,7 @@ class Hub:
         line.channel.drop()
         line.process.release()
         close_kernel_only(line.process.channel.detach(), line.process.stdout, line.process.stderr)
-        line.handler(line.process.rank, "message", Exited(line.process.pid, status))
+        line.handler(line.process.rank, "message", Exited(line.process.pid, status, noticed))
 
     # ---- from any thread ----
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +61,7 @@ class Run:
 
     def note_exit(self, rank: int, exited: Exited, line: str = "", last_words: Sequence[str] = ()) -> None:
         """The process of `rank` has ended; `line` is where it was then, `last_words` the end of its stderr."""
-        self.ends[rank] = End(exited.status, time.monotonic(), line, tuple(last_words))
+        self.ends[rank] = End(exited.status, exited.time, line, tuple(last_words))
 
     def forget_values(self) -> None:
         """Nobody will use what the ranks have sent; the traceback of an error would keep it."""

@@ -187,6 +187,32 @@ def test_row_06_code_that_says_more_of_a_lost_connection(pair: Ranks, then: str)
     pair.assert_next()
 
 
+_HEARD_LATE = """
+import time
+from nbsync.kernel.conductor import Conductor
+from nbsync.kernel.hub import Exited
+take = Conductor._take
+def late(self, rank, message): time.sleep(0.5 * isinstance(message, Exited)), take(self, rank, message)
+Conductor._take = late"""
+_SEES_IT = """
+if rank == 1: inject.kill()
+while os.path.exists(f"/proc/{pids[1]}"): time.sleep(0.001)
+raise ValueError("row 6")"""
+
+
+def test_row_06_the_death_was_before_the_error(pair: Ranks) -> None:
+    """What counts is when a rank has ended, not when the notebook came to that: it may have much to print."""
+    pair.run("pids = [None, None]; dist.all_gather_object(pids, os.getpid())").ok()
+    pair.notebook.run(_HEARD_LATE).ok()
+    try:
+        error = pair.fail(_SEES_IT, "WorkerDied")
+    finally:
+        pair.notebook.run("Conductor._take = take").ok()
+    assert error.evalue.startswith("rank 1: the process was ended by SIGKILL")
+    assert "rank 0: ValueError: row 6" in error.evalue
+    pair.bring_back(1)
+
+
 def test_row_06_two_ranks_die_of_different_things(world_of: Worlds) -> None:
     """Each is told with its own end, when somebody wants to use them."""
     ranks = world_of(4)

@@ -121,7 +121,7 @@ def test_a_known_problem_is_told_also_when_the_time_is_up() -> None:
     start = Run(1, (0, 1))
     waits = startup.Startup(start, None, "spawn")  # type: ignore[arg-type]
     waits._limit = 0.0
-    start.inbox.put((1, "message", Exited(100, signal.SIGKILL)))
+    start.inbox.put((1, "message", Exited(100, signal.SIGKILL, 0.0)))
     with pytest.raises(StartError, match="rank 1 was ended by SIGKILL during the start"):
         waits.wait_until_alive()
 

@@ -99,7 +99,7 @@ class Startup:
                 self._traffic.up(rank, self._start)
             case Ready(_, failure) if failure is not None:
                 self._problems[rank] = "could not start:\n" + without_colours("\n".join(failure.traceback))
-            case Exited(_, status):
+            case Exited(status=status):
                 self._crashed |= os.WIFSIGNALED(status)
                 is_arriving = rank in self._steps and rank not in self._alive
                 when = f"while {self._steps[rank]}" if is_arriving else "during the start"
